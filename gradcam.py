@@ -1,0 +1,59 @@
+"""
+Grad-CAM for generators: where does G look when it translates an image to class c?
+
+Attention distillation (Li, Fontanini et al., sec. 3.1) sends a class score y^c of the discriminator back into the
+generator and weighs the feature maps F of its last residual block with the gradient. The map stays differentiable
+(`create_graph=True`), so a loss on it can train the generator: that is all train_student.py needs.
+
+    hook = GradCAM(G.res[-1])                    # before the forward pass
+    y_c = D(G(x, c))[1][:, i]                    # (B,) score of class i, one per image
+    A = hook(y_c, create_graph=True)             # (B, h, w), >= 0
+"""
+
+import torch
+
+
+class GradCAM:
+    """Hooks `module`, whose output F is (B, K, h, w), and turns dy/dF of its latest forward pass into a map.
+
+    cam='gradcam'   A = ReLU(sum_k alpha_k F_k), alpha_k = mean over positions of dy/dF_k    (eq. 1 and 2)
+    cam='hirescam'  A = ReLU(sum_k dy/dF_k * F_k), not pooled         (Draelos & Carin 2020, arXiv 2011.08891)
+
+    Hook a residual block's *output*, not its last convolution: the instance norm behind that convolution removes any
+    constant added to a channel, so the pooled gradient alpha is exactly zero there. A net that goes on with an
+    in-place operation would overwrite F: none here does. Raises ValueError on another `cam`.
+    """
+
+    def __init__(self, module, cam='gradcam'):
+        if cam not in ('gradcam', 'hirescam'):
+            raise ValueError(f"cam is 'gradcam' or 'hirescam', not {cam!r}")
+        self.cam, self.feat = cam, None
+        self.handle = module.register_forward_hook(self.hook)
+
+    def hook(self, module, args, output):
+        self.feat = None
+        if torch.is_grad_enabled():
+            # A frozen net on a plain image makes features without a graph: make them a leaf, so that there is something
+            # to differentiate by. The gradient then ends here, and everything before the block costs a forward only.
+            self.feat = output if output.requires_grad else output.detach().requires_grad_()
+            return self.feat  # what the net goes on with
+
+    def __call__(self, y, create_graph=False, retain_graph=False):
+        """y: (B,) one score per image of the forward pass just made -> A: (B, h, w) float32, >= 0, of no fixed scale.
+
+        Images do not mix in the nets (instance norm), so the gradient of the sum is each image's own. `create_graph`
+        makes A differentiable; `retain_graph` keeps the graph for another call. RuntimeError if none was recorded.
+        """
+        if self.feat is None:
+            raise RuntimeError('GradCAM: no forward pass with gradients enabled since the hook was set')
+        retain_graph = retain_graph or create_graph
+        grad, = torch.autograd.grad(y.sum(), self.feat, create_graph=create_graph, retain_graph=retain_graph)
+        grad, feat = grad.float(), self.feat.float()  # (B, K, h, w)
+        if self.cam == 'gradcam':
+            grad = grad.mean((2, 3), keepdim=True)  # alpha_k^c, eq. (2): (B, K, 1, 1)
+        return (grad * feat).sum(1).relu()  # eq. (1): (B, h, w)
+
+    def remove(self):
+        """Takes the hook off the module again."""
+        self.handle.remove()
+        self.feat = None

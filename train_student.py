@@ -1,0 +1,505 @@
+"""
+Trains a small student generator with attention distillation (Li, Fontanini et al.): a StarGAN like train_teacher.py,
+whose G is also asked to look where the teacher's looks, by the Grad-CAM map of the last residual block.
+
+    A^c = ReLU(sum_k alpha_k F_k), alpha_k = GAP(dy^c / dF_k)           eq. (1), (2): gradcam.py
+    L_att = E_{x,c} || A_T^c(x) - A_S^c(x) ||                           eq. (3): att_loss
+    L_G = L_adv + lambda_cls L_cls + lambda_rec L_rec + lambda_att L_att     eq. (5)
+
+Both maps explain the class score y^c of the *teacher's* discriminator (Fig. 3). Data, attributes and the size of D are
+the teacher's unless given.
+
+    python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=10                     # S with attention loss
+    python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=0 --out_dir=out/s0     # S without
+    python train_student.py --teacher=out/teacher/ckpt.pt --conv_dim=16 --n_blocks=1 --out_dir=out/slite    # S-Lite
+
+Writes out_dir/ckpt.pt (evaluate.py reads it), log.txt, samples/ and a copy of this script.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import os
+import pickle
+import resource
+import shutil
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torchvision.utils import save_image
+
+from gradcam import GradCAM
+
+# -----------------------------------------------------------------------------
+# I/O
+out_dir = 'out/student'  # everything a run writes; a folder that already holds a ckpt.pt needs --resume=True
+log_interval = 100  # iterations between log lines; reading the losses waits for the GPU, so not at every iteration
+sample_interval = 5000  # iterations between sample grids
+ckpt_interval = 5000  # iterations between checkpoints; what a crash can cost you
+n_samples = 8  # rows of the grid: the first so many test images, always the same
+resume = False  # go on from out_dir/ckpt.pt if there is one
+# teacher
+teacher = ''  # its ckpt.pt
+teacher_script = ''  # the script that made it, if that is no longer in this folder under its old name
+# data
+dataset = ''  # '': the teacher's; else a folder under data/, or the path of any folder that a prepare.py wrote
+image_size = 0  # pixels; 0: the teacher's, and it must be the teacher's
+attrs = ''  # '': the teacher's, and they must be the teacher's
+# generator: T is 64/6 (8.4M parameters), S 32/3 (1.2M), S-Lite 16/1 (0.16M)
+conv_dim = 32  # channels of the first layer; the residual blocks have 4x as many
+n_blocks = 3  # residual blocks
+# discriminator
+d_conv_dim = 0  # channels of the first layer; doubles in each one that follows; 0: as the teacher's
+d_n_layers = 0  # stride-2 layers: the image size must be a multiple of 2^d_n_layers; 0: as the teacher's
+# losses, eq. (4) and (5)
+lambda_cls = 1.0  # attributes: higher changes faces more
+lambda_rec = 10.0  # cycle reconstruction: higher keeps faces more, up to ignoring c altogether
+lambda_gp = 10.0  # gradient penalty
+lambda_att = 10.0  # attention, eq. (5); 0 is the paper's "S w/o att loss", and costs what it costs without a teacher
+cam = 'gradcam'  # eq. (1)-(2); 'hirescam' does not pool the gradient: sharper maps
+att_norm = 'none'  # L_att on maps as they are, or each divided by its 'l2' norm or its 'max': blind to their scale
+n_critic = 5  # D steps for each G step; 1 makes the most of a short run, 5 is WGAN-GP's advice for a long one
+# optimiser
+max_iters = 200000  # D steps
+batch_size = 16  # images
+lr = 1e-4  # constant for the first half of the run, then linear to 0; short runs want up to 1e-3
+beta1 = 0.5  # Adam
+beta2 = 0.999  # Adam
+# system
+device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
+dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; the penalty stays in float32
+seed = 0
+# -----------------------------------------------------------------------------
+config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
+cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
+for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overrides the block above
+    if arg in ('-h', '--help'):
+        print(__doc__ + open(__file__).read().split('# ' + '-' * 77)[1])
+        sys.exit()
+    key, eq, val = arg.removeprefix('--').partition('=')
+    if not arg.startswith('--') or not eq or key not in config_keys:
+        close = difflib.get_close_matches(key, config_keys) or config_keys
+        sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
+    try:
+        globals()[key] = cast[type(globals()[key])](val)
+    except (KeyError, ValueError):
+        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, like {globals()[key]!r}")
+config = {k: globals()[k] for k in config_keys}  # saved with whatever this script makes
+# -----------------------------------------------------------------------------
+
+# nets
+
+
+class ResidualBlock(nn.Module):
+    """x + IN(conv(ReLU(IN(conv(x))))), the channels kept: (B, dim, h, w) -> the same."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)  # no bias: the instance norm would remove it
+        self.norm1 = nn.InstanceNorm2d(dim, affine=True)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.norm2 = nn.InstanceNorm2d(dim, affine=True)
+
+    def forward(self, x):
+        h = F.relu(self.norm1(self.conv1(x)))
+        return x + self.norm2(self.conv2(h))
+
+
+class Generator(nn.Module):
+    """G(x, c): image x (B, 3, H, W) in [-1, 1] and target attributes c (B, c_dim) in {0, 1} -> image like x.
+
+    H and W are multiples of 4. Instance norm has no running statistics (StarGAN's has): eval() changes nothing.
+    """
+
+    def __init__(self, conv_dim=64, c_dim=7, n_blocks=6):
+        super().__init__()
+        d = conv_dim
+        self.down = nn.Sequential(
+            # Zero padding on purpose: instance norm removes constant planes, and the labels are constant planes. Only
+            # at the border, where zeros mix in, do they survive the first norm; with reflection padding nowhere.
+            nn.Conv2d(3 + c_dim, d, 7, padding=3, bias=False), nn.InstanceNorm2d(d, affine=True), nn.ReLU(),  # H
+            nn.Conv2d(d, 2 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(2 * d, affine=True), nn.ReLU(),  # H/2
+            nn.Conv2d(2 * d, 4 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(4 * d, affine=True), nn.ReLU())  # H/4
+        self.res = nn.Sequential(*[ResidualBlock(4 * d) for _ in range(n_blocks)])  # (B, 4d, H/4, W/4)
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(4 * d, 2 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(2 * d, affine=True), nn.ReLU(),
+            nn.ConvTranspose2d(2 * d, d, 4, 2, 1, bias=False), nn.InstanceNorm2d(d, affine=True), nn.ReLU())  # H
+        self.out = nn.Sequential(nn.Conv2d(d, 3, 7, padding=3, bias=False), nn.Tanh())
+
+    def forward(self, x, c):
+        c = c[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B, c_dim) -> (B, c_dim, H, W)
+        return self.out(self.up(self.res(self.down(torch.cat([x, c.to(x.dtype)], 1)))))
+
+
+class Discriminator(nn.Module):
+    """D(x): image (B, 3, S, S) -> out_src (B, 1, s, s), real or fake per patch, and out_cls (B, c_dim), logits.
+
+    s = S / 2^n_layers. ValueError where S is not a multiple of 2^n_layers.
+    """
+
+    def __init__(self, image_size=128, conv_dim=64, c_dim=7, n_layers=6):
+        super().__init__()
+        if image_size % 2 ** n_layers or image_size < 2 ** n_layers:
+            raise ValueError(f'{n_layers} layers of stride 2 need an image size that is a multiple of {2 ** n_layers}, '
+                             f'not {image_size}: set --d_n_layers or --image_size')
+        dims = [3] + [conv_dim * 2 ** i for i in range(n_layers)]
+        self.down = nn.Sequential(*[layer for d_in, d_out in zip(dims, dims[1:])
+                                    for layer in (nn.Conv2d(d_in, d_out, 4, 2, 1), nn.LeakyReLU(0.01))])
+        self.src = nn.Conv2d(dims[-1], 1, 3, padding=1, bias=False)
+        self.cls = nn.Conv2d(dims[-1], c_dim, image_size // 2 ** n_layers, bias=False)  # sees everything at once
+
+    def forward(self, x):
+        h = self.down(x)
+        return self.src(h), self.cls(h).flatten(1)
+
+
+# data
+
+
+def find_data(dataset):
+    """A name under data/ or a path -> (folder, its meta.json as a dict). Exits with one line where there is none."""
+    for folder in (os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset), dataset):
+        if os.path.exists(os.path.join(folder, 'meta.json')):
+            with open(os.path.join(folder, 'meta.json')) as f:
+                return folder, json.load(f)
+    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json); make them with python data/{dataset}/prepare.py')
+
+
+def load_split(folder, meta, split, names):
+    """-> x (N, H, W, 3) uint8 tensor, memory-mapped from disk, and y (N, len(names)) float32 labels in {0, 1}."""
+    unknown = [name for name in names if name not in meta['attrs']]
+    if unknown or not names:
+        hint = sum((difflib.get_close_matches(name, meta['attrs']) for name in unknown), []) or meta['attrs']
+        sys.exit(f"--attrs: {', '.join(unknown) or 'none given'}: not in {folder}; did you mean {', '.join(hint)}?")
+    # mmap_mode 'c' (copy on write) reads like 'r', but torch accepts it without a warning
+    x = torch.from_numpy(np.load(os.path.join(folder, f'{split}_x.npy'), mmap_mode='c'))
+    y = np.load(os.path.join(folder, f'{split}_y.npy'))[:, [meta['attrs'].index(name) for name in names]]
+    if len(x) != len(y) or not len(x):
+        sys.exit(f'{folder}: {len(x)} {split} images but {len(y)} rows of labels: prepare the data again')
+    return x, torch.from_numpy(y).float()
+
+
+def to_float(x, size):
+    """(B, H, W, 3) uint8 -> (B, 3, size, size) float32 in [-1, 1], averaged down by H // size."""
+    return F.avg_pool2d(x.permute(0, 3, 1, 2).float(), x.shape[1] // size) / 127.5 - 1
+
+
+def get_batch(x, y, i, size, device):
+    """Rows i of the data: images (B, 3, size, size) in [-1, 1], flipped with probability 1/2, and labels (B, c_dim)."""
+    flip = torch.rand(len(i)) < 0.5
+    x, y, flip = (t.to(device, non_blocking=True) for t in (x[i.to(x.device)], y[i], flip))
+    x = to_float(x, size)
+    return torch.where(flip[:, None, None, None], x.flip(3), x), y
+
+
+def set_attr(c_org, i, exclusive):
+    """Labels (B, c_dim) with attribute i on and the others of its exclusive groups (lists of columns) off."""
+    c = c_org.clone()
+    for group in exclusive:
+        if i in group:
+            c[:, group] = 0
+    c[:, i] = 1
+    return c
+
+
+# losses
+
+
+def gradient_penalty(D, x_real, x_fake, alpha):
+    """WGAN-GP: E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake; alpha: (B, 1, 1, 1)."""
+    x_hat = (alpha * x_real + (1 - alpha) * x_fake).detach().requires_grad_()
+    grad, = torch.autograd.grad(D(x_hat)[0].sum(), x_hat, create_graph=True)
+    return ((grad.flatten(1).norm(dim=1) - 1) ** 2).mean()  # .norm(): sqrt(sum g^2) has a NaN gradient at g = 0
+
+
+def pick_class(c):
+    """One of each image's target classes at random: c (B, c_dim) -> index (B, 1), and (B,) 1., or 0. if it has none."""
+    return (torch.rand_like(c) * c).argmax(1, keepdim=True), c.amax(1)
+
+
+def att_loss(cam_teacher, cam_student, has_class, att_norm):
+    """L_att, eq. (3): mean over images of || A_T - A_S ||_2, 0 for images with no target class; maps (B, h, w) >= 0.
+
+    The paper names no norm; L2 is taken. att_norm='l2' compares maps of unit length (Dhar et al. 2019), 'max' maps of
+    maximum 1, 'none' maps as they are. An all-zero map stays zero.
+    """
+    def normed(A):
+        A = A.flatten(1)
+        if att_norm == 'none':
+            return A
+        scale = A.norm(dim=1, keepdim=True) if att_norm == 'l2' else A.amax(1, keepdim=True)
+        return A / scale.clamp_min(1e-12)
+    return ((normed(cam_teacher) - normed(cam_student)).norm(dim=1) * has_class).mean()
+
+
+def cls_loss(out_cls, c, multi_label):
+    """L_cls of logits and labels c, both (B, c_dim): binary cross entropy summed over attributes, or softmax's."""
+    if multi_label:
+        return F.binary_cross_entropy_with_logits(out_cls, c, reduction='sum') / len(c)
+    return F.cross_entropy(out_cls, c)  # c is one-hot, that is, the probabilities
+
+
+# checkpoints
+
+
+def save_ckpt(path, ckpt):
+    """Writes `ckpt` whole or not at all: into a temporary file of the same folder, synced, then moved over `path`."""
+    with open(path + '.tmp', 'wb') as f:
+        torch.save(ckpt, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + '.tmp', path)
+
+
+def load_ckpt(path, kind):
+    """A checkpoint as a dict of tensors and plain Python values, on the CPU. Exits with one line if it is none."""
+    try:
+        ckpt = torch.load(path, map_location='cpu', weights_only=True)  # refuses a pickle that would run code
+        if not isinstance(ckpt, dict) or ckpt.get('kind') != kind:
+            sys.exit(f'{path}: no {kind} checkpoint of these scripts')
+        return ckpt
+    except OSError as e:
+        sys.exit(f'{path}: cannot read it: {e.strerror or e}')
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+        sys.exit(f'{path}: not a checkpoint, or damaged: {str(e).splitlines()[0] if str(e) else type(e).__name__}')
+
+
+def load_script(ckpt, path='', flag='--script'):
+    """Imports the script that made `ckpt`, for its nets: from `path`, else by its bare file name from this folder.
+
+    The text of the script inside the checkpoint is never run, only compared with the file's. Exits with one line where
+    a class differs (by syntax tree; comments and docstrings do not count) or there is no such file; `flag` sets `path`.
+    """
+    name = str(ckpt['script'])
+    if not path and (os.path.basename(name) != name or not name.endswith('.py')):
+        sys.exit(f'the checkpoint was made by {name!r}, no bare file name: give the script with {flag}=')
+    path, classes = path or os.path.join(os.path.dirname(os.path.abspath(__file__)), name), []
+    try:
+        with open(path) as f:
+            trees = [ast.parse(text) for text in (ckpt['source'], f.read())]
+    except (OSError, SyntaxError, UnicodeDecodeError) as e:
+        sys.exit(f'{path}, the script that made the checkpoint: {e}. If it lies elsewhere: {flag}=')
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        classes.append({node.name: ast.dump(node) for node in tree.body if isinstance(node, ast.ClassDef)})
+    then, now = classes
+    differ = [name for name in then | {'Generator': '', 'Discriminator': ''} if then.get(name) != now.get(name)]
+    if differ:
+        sys.exit(f"{path} has changed since it made the checkpoint: {', '.join(differ)}. "
+                 f"Use the script as it was ({flag}=; the checkpoint's folder keeps a copy), or train again")
+    spec = importlib.util.spec_from_file_location(os.path.splitext(os.path.basename(path))[0], path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def overlay(x, A):
+    """Maps A (B, h, w), each shown on the scale of its own maximum, over greyed images x (B, 3, H, W) in [-1, 1]."""
+    A = F.interpolate(A[:, None], x.shape[2:], mode='bilinear')[:, 0]
+    A = A / A.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    # inferno: its lightness rises steadily, so the map reads in greyscale and with colour blindness too
+    stops = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], device=x.device)
+    low = (A * 4).long().clamp(max=3)
+    heat = torch.lerp(stops[low] / 127.5 - 1, stops[low + 1] / 127.5 - 1, (A * 4 - low)[..., None]).permute(0, 3, 1, 2)
+    return 0.4 * x.mean(1, keepdim=True) + 0.6 * heat
+
+
+if __name__ == '__main__':
+    # set-up; what is left open is as the teacher has it
+    if not teacher:
+        sys.exit('--teacher= the ckpt.pt of a trained teacher (train_teacher.py makes one)')
+    if cam not in ('gradcam', 'hirescam') or att_norm not in ('none', 'l2', 'max') or not lambda_att >= 0:
+        sys.exit('--cam is gradcam or hirescam, --att_norm none, l2 or max, and --lambda_att not below 0')
+    t_ckpt = load_ckpt(teacher, 'stargan')
+    t_script = load_script(t_ckpt, teacher_script, '--teacher_script')
+    dataset, attrs = dataset or t_ckpt['config']['dataset'], attrs or ','.join(t_ckpt['attrs'])
+    image_size = image_size or t_ckpt['d_args']['image_size']
+    d_conv_dim, d_n_layers = d_conv_dim or t_ckpt['d_args']['conv_dim'], d_n_layers or t_ckpt['d_args']['n_layers']
+    data_dir, meta = find_data(dataset)
+    names = meta['attrs'] if attrs == 'all' else [name for name in attrs.split(',') if name]
+    c_dim, multi_label = len(names), meta['label'] == 'multi'
+    exclusive = [[names.index(n) for n in group if n in names] for group in meta['exclusive']]
+    image_size = image_size or meta['image_size']
+    if meta['image_size'] % image_size or image_size % 4 or image_size < 8:
+        sys.exit(f"--image_size={image_size}: no multiple of 4 that divides the {meta['image_size']} px of {data_dir}")
+    if names != t_ckpt['attrs'] or image_size != t_ckpt['d_args']['image_size']:
+        sys.exit(f"{teacher} was trained on {','.join(t_ckpt['attrs'])} at {t_ckpt['d_args']['image_size']} px, "
+                 f"this student on {','.join(names)} at {image_size} px: they must be the same")
+    if dtype not in ('float32', 'bfloat16'):
+        sys.exit(f'--dtype={dtype}: float32 or bfloat16')
+    if min(max_iters, batch_size, n_critic, log_interval, sample_interval, ckpt_interval, lr) <= 0 or lr != lr:
+        sys.exit('max_iters, batch_size, n_critic, lr and the intervals must be above 0')
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device_type = device.split(':')[0]
+    torch.manual_seed(seed)
+    train_x, train_y = load_split(data_dir, meta, 'train', names)
+    # single-label: where only some classes are asked for, images of the others are left out
+    rows = torch.arange(len(train_x)) if multi_label else train_y.sum(1).nonzero().flatten()
+    test_x, test_y = (t[:n_samples] for t in load_split(data_dir, meta, 'test', names))
+    x_fixed, c_fixed = to_float(test_x, image_size).to(device), test_y.to(device)  # the grid's images
+    if device_type == 'cuda' and train_x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        train_x = train_x.to(device)  # fits: no copying while training
+
+    g_args = dict(conv_dim=conv_dim, c_dim=c_dim, n_blocks=n_blocks)
+    d_args = dict(image_size=image_size, conv_dim=d_conv_dim, c_dim=c_dim, n_layers=d_n_layers)
+    try:
+        G, D = Generator(**g_args).to(device), Discriminator(**d_args).to(device)
+    except ValueError as e:
+        sys.exit(str(e))
+    G_teacher = t_script.Generator(**t_ckpt['g_args']).to(device).requires_grad_(False)
+    D_teacher = t_script.Discriminator(**t_ckpt['d_args']).to(device).requires_grad_(False)
+    G_teacher.load_state_dict(t_ckpt['G'])
+    D_teacher.load_state_dict(t_ckpt['D'])
+    hook_teacher, hook_student = GradCAM(G_teacher.res[-1], cam), GradCAM(G.res[-1], cam)
+    opt_G = torch.optim.Adam(G.parameters(), lr, (beta1, beta2))
+    opt_D = torch.optim.Adam(D.parameters(), lr, (beta1, beta2))
+    autocast = torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
+
+    ckpt_path, start = os.path.join(out_dir, 'ckpt.pt'), 0
+    if os.path.exists(ckpt_path):
+        if not resume:
+            sys.exit(f'{ckpt_path} exists: --resume=True to go on with it, or another --out_dir')
+        ckpt = load_ckpt(ckpt_path, 'stargan')
+        if (ckpt['g_args'], ckpt['d_args'], ckpt['attrs']) != (g_args, d_args, names):
+            sys.exit(f"{ckpt_path} has other nets or attributes: {ckpt['g_args']}, {ckpt['d_args']}, {ckpt['attrs']}")
+        for name, obj in (('G', G), ('D', D), ('opt_G', opt_G), ('opt_D', opt_D)):
+            obj.load_state_dict(ckpt[name])
+        torch.set_rng_state(ckpt['rng'])
+        if device_type == 'cuda' and ckpt['rng_cuda']:
+            torch.cuda.set_rng_state_all(ckpt['rng_cuda'])
+        start = ckpt['iter']
+    config = {k: globals()[k] for k in config_keys}  # what was left open is settled by now
+    with open(__file__) as f:
+        source = f.read()
+    try:
+        os.makedirs(os.path.join(out_dir, 'samples'), exist_ok=True)
+        shutil.copy(__file__, out_dir)
+        log_file = open(os.path.join(out_dir, 'log.txt'), 'a')
+    except OSError as e:
+        sys.exit(f'--out_dir={out_dir}: cannot write there: {e.strerror}')
+
+    def log(line):
+        print(line, flush=True)
+        print(line, file=log_file, flush=True)
+
+    n_params = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
+    log(f'G {n_params[0]:,} and D {n_params[1]:,} parameters on {device}')
+    log(f'{len(rows):,} training images of {data_dir} at {image_size} px')
+    log(f"columns of the grids: input, {', '.join(names)}; rows: images, the teacher's maps, the student's")
+    log(f"iteration {start} of {max_iters}{' (resumed)' if start else ''}")
+
+    loss_names = ['D real', 'D fake', 'D cls', 'D gp', 'G fake', 'G rec', 'G cls']
+    loss_names += ['G att', 'G dead_T', 'G dead_S'] if lambda_att > 0 else []  # dead: share of all-zero maps
+    loss_sum, n_g, last_log = torch.zeros(len(loss_names), device=device), 0, start
+    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # waiting for data; grids and checkpoints
+    t_log, aside_log = t_start, 0.0
+
+    for it in range(start, max_iters):
+        for opt in (opt_G, opt_D):
+            opt.param_groups[0]['lr'] = lr * min(1, 2 * (1 - it / max_iters))
+
+        # 1. data: real images with their labels; the target labels are the same ones, dealt anew
+        t0 = time.time()
+        i = rows[torch.randint(len(rows), (batch_size,))]
+        x_real, c_org = get_batch(train_x, train_y, i, image_size, device)
+        c_trg = c_org[torch.randperm(batch_size).to(device)]
+        t_data += time.time() - t0
+
+        # 2. discriminator, eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)
+        with autocast:
+            with torch.no_grad():
+                x_fake = G(x_real, c_trg)
+            out_src, out_cls = D(torch.cat([x_real, x_fake]))
+        src_real, src_fake = out_src.float().chunk(2)
+        d_loss_real, d_loss_fake = -src_real.mean(), src_fake.mean()
+        d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
+        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), torch.rand(batch_size, 1, 1, 1).to(device))
+        d_loss = d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp
+        opt_D.zero_grad()
+        d_loss.backward()
+        opt_D.step()
+        loss_sum[:4] += torch.stack([d_loss_real, d_loss_fake, d_loss_cls, d_loss_gp]).detach()
+
+        # 3. generator, eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - G(x_fake, c_org)|_1
+        #    + lambda_att L_att
+        if (it + 1) % n_critic == 0:
+            D.requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
+            with autocast:
+                x_fake = G(x_real, c_trg)
+                out_src, out_cls = D(x_fake)
+            if lambda_att > 0:  # before G runs again: the hook keeps the features of its latest forward pass
+                c, has_class = pick_class(c_trg)
+                y_c = D_teacher(x_fake.float())[1].gather(1, c)
+                cam_student = hook_student(y_c, create_graph=True)
+                y_c = D_teacher(G_teacher(x_real, c_trg))[1].gather(1, c)
+                cam_teacher = hook_teacher(y_c)
+                g_loss_att = att_loss(cam_teacher, cam_student, has_class, att_norm)
+            with autocast:
+                x_rec = G(x_fake, c_org)
+            g_loss_fake = -out_src.float().mean()
+            g_loss_cls = cls_loss(out_cls.float(), c_trg, multi_label)
+            g_loss_rec = (x_real - x_rec).abs().mean()
+            g_loss = g_loss_fake + lambda_rec * g_loss_rec + lambda_cls * g_loss_cls
+            if lambda_att > 0:
+                g_loss = g_loss + lambda_att * g_loss_att
+            opt_G.zero_grad()
+            g_loss.backward()
+            opt_G.step()
+            D.requires_grad_(True)
+            g_losses = [g_loss_fake, g_loss_rec, g_loss_cls]
+            if lambda_att > 0:
+                g_losses += [g_loss_att] + [(A.amax((1, 2)) == 0).float().mean() for A in (cam_teacher, cam_student)]
+            loss_sum[4:] += torch.stack(g_losses).detach()
+            n_g += 1
+
+        # 4. log line, samples, checkpoint
+        n, last = it + 1, it + 1 == max_iters
+        if n % log_interval == 0 or n % ckpt_interval == 0 or last:
+            # a NaN anywhere since the last look is still in the sums: none can slip past into a checkpoint
+            count = torch.tensor([n - last_log] * 4 + [max(n_g, 1)] * (len(loss_names) - 4), device=device)
+            means = (loss_sum / count).tolist()
+            bad = [f'the loss {name}' for name, mean in zip(loss_names, means) if not np.isfinite(mean)]
+            bad += [f'a weight of {name}' for name, net in (('G', G), ('D', D))
+                    if not all(p.isfinite().all() for p in net.parameters())]
+            if bad:
+                log(f'iter {n}: not finite: {", ".join(bad)}. Stopped; the last good state, if one was due, is in '
+                    f'{ckpt_path}. A lower --lr?')
+                sys.exit(1)
+            now = time.time()
+            rate = (n - last_log) / (now - t_log - (t_aside - aside_log))
+            eta = int((max_iters - n) / ((n - start) / (now - t_start - t_aside)))
+            gb = (torch.cuda.max_memory_allocated() if device_type == 'cuda' else
+                  resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2 ** 30
+            show = ' | '.join(net + ' ' + ' '.join(f'{name[2:]} {mean:8.3g}' for name, mean in zip(loss_names, means)
+                                                   if name[0] == net) for net in 'DG')
+            log(f'iter {n:6d}/{max_iters} | {show} | {rate:.2f} it/s | data {t_data / (now - t_start - t_aside):.0%} | '
+                f'eta {eta // 3600}h{eta // 60 % 60:02d}m{eta % 60:02d}s | {gb:.1f} GB')
+            loss_sum.zero_()
+            n_g, last_log, t_log, aside_log = 0, n, now, t_aside
+        t0 = time.time()
+        if n % sample_interval == 0 or last:
+            columns = [torch.stack([x_fixed] * 3, 1)]  # (n, 3 rows, 3, H, W)
+            for i in range(c_dim):
+                c_trg, x_fake = set_attr(c_fixed, i, exclusive), []
+                for net, hook in ((G_teacher, hook_teacher), (G, hook_student)):
+                    with autocast:
+                        x_fake.append(net(x_fixed, c_trg).float())
+                    x_fake.append(overlay(x_fixed, hook(D_teacher(x_fake[-1])[1][:, i])))
+                columns.append(torch.stack([x_fake[j].detach() for j in (2, 1, 3)], 1))
+            grid = torch.stack(columns, 2).flatten(0, 2)  # rows = image, its teacher's maps, its student's
+            save_image(grid / 2 + 0.5, os.path.join(out_dir, 'samples', f'{n:06d}.png'), nrow=1 + c_dim)
+        if n % ckpt_interval == 0 or last:
+            save_ckpt(ckpt_path, dict(
+                kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(),
+                opt_D=opt_D.state_dict(), iter=n, rng=torch.get_rng_state(),
+                rng_cuda=torch.cuda.get_rng_state_all() if device_type == 'cuda' else [],
+                g_args=g_args, d_args=d_args, attrs=names, config=config,
+                script=os.path.basename(__file__), source=source))
+        t_aside += time.time() - t0

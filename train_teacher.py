@@ -1,0 +1,392 @@
+"""
+Trains a teacher for attention distillation: StarGAN (Choi et al. 2018), one generator for many domains, with WGAN-GP.
+
+G translates a face x to the attributes c; D tells real from fake and reads the attributes back; translating forth and
+back must return the face. Multi-label sets (CelebA: any attributes together) and single-label sets (one class each).
+The generator's size is free: the paper's T is the default, S is --conv_dim=32 --n_blocks=3.
+
+    python data/toyfaces/prepare.py && python train_teacher.py --dataset=toyfaces --max_iters=20000   # no download
+    python data/celeba/prepare.py --src=... && python train_teacher.py                              # the paper's run
+    python train_teacher.py --resume=True                                                # the same, gone on with
+
+Writes out_dir/ckpt.pt (train_student.py and evaluate.py read it), log.txt, samples/ and a copy of this script.
+"""
+
+import difflib
+import json
+import os
+import pickle
+import resource
+import shutil
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torchvision.utils import save_image
+
+# -----------------------------------------------------------------------------
+# I/O
+out_dir = 'out/teacher'  # everything a run writes; a folder that already holds a ckpt.pt needs --resume=True
+log_interval = 100  # iterations between log lines; reading the losses waits for the GPU, so not at every iteration
+sample_interval = 5000  # iterations between sample grids
+ckpt_interval = 5000  # iterations between checkpoints; what a crash can cost you
+n_samples = 8  # rows of the grid: the first so many test images, always the same
+resume = False  # go on from out_dir/ckpt.pt if there is one
+# data
+dataset = 'celeba'  # a folder under data/, or the path of any folder that a prepare.py wrote
+image_size = 0  # pixels; 0: as the data is; smaller by a whole factor: averaged down on the fly, for quick experiments
+attrs = 'Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup'  # Table 1; 'all': every one there is
+# generator: T is 64/6 (8.4M parameters), S 32/3 (1.2M), S-Lite 16/1 (0.16M)
+conv_dim = 64  # channels of the first layer; the residual blocks have 4x as many
+n_blocks = 6  # residual blocks
+# discriminator
+d_conv_dim = 64  # channels of the first layer; doubles in each one that follows
+d_n_layers = 6  # stride-2 layers: the image size must be a multiple of 2^d_n_layers; fewer see smaller patches
+# losses, eq. (4) and (5)
+lambda_cls = 1.0  # attributes: higher changes faces more
+lambda_rec = 10.0  # cycle reconstruction: higher keeps faces more, up to ignoring c altogether
+lambda_gp = 10.0  # gradient penalty
+n_critic = 5  # D steps for each G step; 1 makes the most of a short run, 5 is WGAN-GP's advice for a long one
+# optimiser
+max_iters = 200000  # D steps
+batch_size = 16  # images
+lr = 1e-4  # constant for the first half of the run, then linear to 0; short runs want up to 1e-3
+beta1 = 0.5  # Adam
+beta2 = 0.999  # Adam
+# system
+device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
+dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; the penalty stays in float32
+seed = 0
+# -----------------------------------------------------------------------------
+config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
+cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
+for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overrides the block above
+    if arg in ('-h', '--help'):
+        print(__doc__ + open(__file__).read().split('# ' + '-' * 77)[1])
+        sys.exit()
+    key, eq, val = arg.removeprefix('--').partition('=')
+    if not arg.startswith('--') or not eq or key not in config_keys:
+        close = difflib.get_close_matches(key, config_keys) or config_keys
+        sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
+    try:
+        globals()[key] = cast[type(globals()[key])](val)
+    except (KeyError, ValueError):
+        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, like {globals()[key]!r}")
+config = {k: globals()[k] for k in config_keys}  # saved with whatever this script makes
+# -----------------------------------------------------------------------------
+
+# nets
+
+
+class ResidualBlock(nn.Module):
+    """x + IN(conv(ReLU(IN(conv(x))))), the channels kept: (B, dim, h, w) -> the same."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)  # no bias: the instance norm would remove it
+        self.norm1 = nn.InstanceNorm2d(dim, affine=True)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.norm2 = nn.InstanceNorm2d(dim, affine=True)
+
+    def forward(self, x):
+        h = F.relu(self.norm1(self.conv1(x)))
+        return x + self.norm2(self.conv2(h))
+
+
+class Generator(nn.Module):
+    """G(x, c): image x (B, 3, H, W) in [-1, 1] and target attributes c (B, c_dim) in {0, 1} -> image like x.
+
+    H and W are multiples of 4. Instance norm has no running statistics (StarGAN's has): eval() changes nothing.
+    """
+
+    def __init__(self, conv_dim=64, c_dim=7, n_blocks=6):
+        super().__init__()
+        d = conv_dim
+        self.down = nn.Sequential(
+            # Zero padding on purpose: instance norm removes constant planes, and the labels are constant planes. Only
+            # at the border, where zeros mix in, do they survive the first norm; with reflection padding nowhere.
+            nn.Conv2d(3 + c_dim, d, 7, padding=3, bias=False), nn.InstanceNorm2d(d, affine=True), nn.ReLU(),  # H
+            nn.Conv2d(d, 2 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(2 * d, affine=True), nn.ReLU(),  # H/2
+            nn.Conv2d(2 * d, 4 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(4 * d, affine=True), nn.ReLU())  # H/4
+        self.res = nn.Sequential(*[ResidualBlock(4 * d) for _ in range(n_blocks)])  # (B, 4d, H/4, W/4)
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(4 * d, 2 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(2 * d, affine=True), nn.ReLU(),
+            nn.ConvTranspose2d(2 * d, d, 4, 2, 1, bias=False), nn.InstanceNorm2d(d, affine=True), nn.ReLU())  # H
+        self.out = nn.Sequential(nn.Conv2d(d, 3, 7, padding=3, bias=False), nn.Tanh())
+
+    def forward(self, x, c):
+        c = c[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B, c_dim) -> (B, c_dim, H, W)
+        return self.out(self.up(self.res(self.down(torch.cat([x, c.to(x.dtype)], 1)))))
+
+
+class Discriminator(nn.Module):
+    """D(x): image (B, 3, S, S) -> out_src (B, 1, s, s), real or fake per patch, and out_cls (B, c_dim), logits.
+
+    s = S / 2^n_layers. ValueError where S is not a multiple of 2^n_layers.
+    """
+
+    def __init__(self, image_size=128, conv_dim=64, c_dim=7, n_layers=6):
+        super().__init__()
+        if image_size % 2 ** n_layers or image_size < 2 ** n_layers:
+            raise ValueError(f'{n_layers} layers of stride 2 need an image size that is a multiple of {2 ** n_layers}, '
+                             f'not {image_size}: set --d_n_layers or --image_size')
+        dims = [3] + [conv_dim * 2 ** i for i in range(n_layers)]
+        self.down = nn.Sequential(*[layer for d_in, d_out in zip(dims, dims[1:])
+                                    for layer in (nn.Conv2d(d_in, d_out, 4, 2, 1), nn.LeakyReLU(0.01))])
+        self.src = nn.Conv2d(dims[-1], 1, 3, padding=1, bias=False)
+        self.cls = nn.Conv2d(dims[-1], c_dim, image_size // 2 ** n_layers, bias=False)  # sees everything at once
+
+    def forward(self, x):
+        h = self.down(x)
+        return self.src(h), self.cls(h).flatten(1)
+
+
+# data
+
+
+def find_data(dataset):
+    """A name under data/ or a path -> (folder, its meta.json as a dict). Exits with one line where there is none."""
+    for folder in (os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset), dataset):
+        if os.path.exists(os.path.join(folder, 'meta.json')):
+            with open(os.path.join(folder, 'meta.json')) as f:
+                return folder, json.load(f)
+    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json); make them with python data/{dataset}/prepare.py')
+
+
+def load_split(folder, meta, split, names):
+    """-> x (N, H, W, 3) uint8 tensor, memory-mapped from disk, and y (N, len(names)) float32 labels in {0, 1}."""
+    unknown = [name for name in names if name not in meta['attrs']]
+    if unknown or not names:
+        hint = sum((difflib.get_close_matches(name, meta['attrs']) for name in unknown), []) or meta['attrs']
+        sys.exit(f"--attrs: {', '.join(unknown) or 'none given'}: not in {folder}; did you mean {', '.join(hint)}?")
+    # mmap_mode 'c' (copy on write) reads like 'r', but torch accepts it without a warning
+    x = torch.from_numpy(np.load(os.path.join(folder, f'{split}_x.npy'), mmap_mode='c'))
+    y = np.load(os.path.join(folder, f'{split}_y.npy'))[:, [meta['attrs'].index(name) for name in names]]
+    if len(x) != len(y) or not len(x):
+        sys.exit(f'{folder}: {len(x)} {split} images but {len(y)} rows of labels: prepare the data again')
+    return x, torch.from_numpy(y).float()
+
+
+def to_float(x, size):
+    """(B, H, W, 3) uint8 -> (B, 3, size, size) float32 in [-1, 1], averaged down by H // size."""
+    return F.avg_pool2d(x.permute(0, 3, 1, 2).float(), x.shape[1] // size) / 127.5 - 1
+
+
+def get_batch(x, y, i, size, device):
+    """Rows i of the data: images (B, 3, size, size) in [-1, 1], flipped with probability 1/2, and labels (B, c_dim)."""
+    flip = torch.rand(len(i)) < 0.5
+    x, y, flip = (t.to(device, non_blocking=True) for t in (x[i.to(x.device)], y[i], flip))
+    x = to_float(x, size)
+    return torch.where(flip[:, None, None, None], x.flip(3), x), y
+
+
+def set_attr(c_org, i, exclusive):
+    """Labels (B, c_dim) with attribute i on and the others of its exclusive groups (lists of columns) off."""
+    c = c_org.clone()
+    for group in exclusive:
+        if i in group:
+            c[:, group] = 0
+    c[:, i] = 1
+    return c
+
+
+# losses
+
+
+def gradient_penalty(D, x_real, x_fake, alpha):
+    """WGAN-GP: E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake; alpha: (B, 1, 1, 1)."""
+    x_hat = (alpha * x_real + (1 - alpha) * x_fake).detach().requires_grad_()
+    grad, = torch.autograd.grad(D(x_hat)[0].sum(), x_hat, create_graph=True)
+    return ((grad.flatten(1).norm(dim=1) - 1) ** 2).mean()  # .norm(): sqrt(sum g^2) has a NaN gradient at g = 0
+
+
+def cls_loss(out_cls, c, multi_label):
+    """L_cls of logits and labels c, both (B, c_dim): binary cross entropy summed over attributes, or softmax's."""
+    if multi_label:
+        return F.binary_cross_entropy_with_logits(out_cls, c, reduction='sum') / len(c)
+    return F.cross_entropy(out_cls, c)  # c is one-hot, that is, the probabilities
+
+
+# checkpoints
+
+
+def save_ckpt(path, ckpt):
+    """Writes `ckpt` whole or not at all: into a temporary file of the same folder, synced, then moved over `path`."""
+    with open(path + '.tmp', 'wb') as f:
+        torch.save(ckpt, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + '.tmp', path)
+
+
+def load_ckpt(path, kind):
+    """A checkpoint as a dict of tensors and plain Python values, on the CPU. Exits with one line if it is none."""
+    try:
+        ckpt = torch.load(path, map_location='cpu', weights_only=True)  # refuses a pickle that would run code
+        if not isinstance(ckpt, dict) or ckpt.get('kind') != kind:
+            sys.exit(f'{path}: no {kind} checkpoint of these scripts')
+        return ckpt
+    except OSError as e:
+        sys.exit(f'{path}: cannot read it: {e.strerror or e}')
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+        sys.exit(f'{path}: not a checkpoint, or damaged: {str(e).splitlines()[0] if str(e) else type(e).__name__}')
+
+
+if __name__ == '__main__':
+    # set-up
+    data_dir, meta = find_data(dataset)
+    names = meta['attrs'] if attrs == 'all' else [name for name in attrs.split(',') if name]
+    c_dim, multi_label = len(names), meta['label'] == 'multi'
+    exclusive = [[names.index(n) for n in group if n in names] for group in meta['exclusive']]
+    image_size = image_size or meta['image_size']
+    if meta['image_size'] % image_size or image_size % 4 or image_size < 8:
+        sys.exit(f"--image_size={image_size}: no multiple of 4 that divides the {meta['image_size']} px of {data_dir}")
+    if dtype not in ('float32', 'bfloat16'):
+        sys.exit(f'--dtype={dtype}: float32 or bfloat16')
+    if min(max_iters, batch_size, n_critic, log_interval, sample_interval, ckpt_interval, lr) <= 0 or lr != lr:
+        sys.exit('max_iters, batch_size, n_critic, lr and the intervals must be above 0')
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device_type = device.split(':')[0]
+    torch.manual_seed(seed)
+    train_x, train_y = load_split(data_dir, meta, 'train', names)
+    # single-label: where only some classes are asked for, images of the others are left out
+    rows = torch.arange(len(train_x)) if multi_label else train_y.sum(1).nonzero().flatten()
+    test_x, test_y = (t[:n_samples] for t in load_split(data_dir, meta, 'test', names))
+    x_fixed, c_fixed = to_float(test_x, image_size).to(device), test_y.to(device)  # the grid's images
+    if device_type == 'cuda' and train_x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        train_x = train_x.to(device)  # fits: no copying while training
+
+    g_args = dict(conv_dim=conv_dim, c_dim=c_dim, n_blocks=n_blocks)
+    d_args = dict(image_size=image_size, conv_dim=d_conv_dim, c_dim=c_dim, n_layers=d_n_layers)
+    try:
+        G, D = Generator(**g_args).to(device), Discriminator(**d_args).to(device)
+    except ValueError as e:
+        sys.exit(str(e))
+    opt_G = torch.optim.Adam(G.parameters(), lr, (beta1, beta2))
+    opt_D = torch.optim.Adam(D.parameters(), lr, (beta1, beta2))
+    autocast = torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
+
+    ckpt_path, start = os.path.join(out_dir, 'ckpt.pt'), 0
+    if os.path.exists(ckpt_path):
+        if not resume:
+            sys.exit(f'{ckpt_path} exists: --resume=True to go on with it, or another --out_dir')
+        ckpt = load_ckpt(ckpt_path, 'stargan')
+        if (ckpt['g_args'], ckpt['d_args'], ckpt['attrs']) != (g_args, d_args, names):
+            sys.exit(f"{ckpt_path} has other nets or attributes: {ckpt['g_args']}, {ckpt['d_args']}, {ckpt['attrs']}")
+        for name, obj in (('G', G), ('D', D), ('opt_G', opt_G), ('opt_D', opt_D)):
+            obj.load_state_dict(ckpt[name])
+        torch.set_rng_state(ckpt['rng'])
+        if device_type == 'cuda' and ckpt['rng_cuda']:
+            torch.cuda.set_rng_state_all(ckpt['rng_cuda'])
+        start = ckpt['iter']
+    config = {k: globals()[k] for k in config_keys}  # what was left open is settled by now
+    with open(__file__) as f:
+        source = f.read()
+    try:
+        os.makedirs(os.path.join(out_dir, 'samples'), exist_ok=True)
+        shutil.copy(__file__, out_dir)
+        log_file = open(os.path.join(out_dir, 'log.txt'), 'a')
+    except OSError as e:
+        sys.exit(f'--out_dir={out_dir}: cannot write there: {e.strerror}')
+
+    def log(line):
+        print(line, flush=True)
+        print(line, file=log_file, flush=True)
+
+    n_params = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
+    log(f'G {n_params[0]:,} and D {n_params[1]:,} parameters on {device}')
+    log(f'{len(rows):,} training images of {data_dir} at {image_size} px')
+    log(f"columns of the grids: input, {', '.join(names)}")
+    log(f"iteration {start} of {max_iters}{' (resumed)' if start else ''}")
+
+    loss_names = ['D real', 'D fake', 'D cls', 'D gp', 'G fake', 'G rec', 'G cls']
+    loss_sum, n_g, last_log = torch.zeros(len(loss_names), device=device), 0, start
+    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # waiting for data; grids and checkpoints
+    t_log, aside_log = t_start, 0.0
+
+    for it in range(start, max_iters):
+        for opt in (opt_G, opt_D):
+            opt.param_groups[0]['lr'] = lr * min(1, 2 * (1 - it / max_iters))
+
+        # 1. data: real images with their labels; the target labels are the same ones, dealt anew
+        t0 = time.time()
+        i = rows[torch.randint(len(rows), (batch_size,))]
+        x_real, c_org = get_batch(train_x, train_y, i, image_size, device)
+        c_trg = c_org[torch.randperm(batch_size).to(device)]
+        t_data += time.time() - t0
+
+        # 2. discriminator, eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)
+        with autocast:
+            with torch.no_grad():
+                x_fake = G(x_real, c_trg)
+            out_src, out_cls = D(torch.cat([x_real, x_fake]))
+        src_real, src_fake = out_src.float().chunk(2)
+        d_loss_real, d_loss_fake = -src_real.mean(), src_fake.mean()
+        d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
+        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), torch.rand(batch_size, 1, 1, 1).to(device))
+        d_loss = d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp
+        opt_D.zero_grad()
+        d_loss.backward()
+        opt_D.step()
+        loss_sum[:4] += torch.stack([d_loss_real, d_loss_fake, d_loss_cls, d_loss_gp]).detach()
+
+        # 3. generator, eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - G(x_fake, c_org)|_1
+        if (it + 1) % n_critic == 0:
+            D.requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
+            with autocast:
+                x_fake = G(x_real, c_trg)
+                out_src, out_cls = D(x_fake)
+                x_rec = G(x_fake, c_org)
+            g_loss_fake = -out_src.float().mean()
+            g_loss_cls = cls_loss(out_cls.float(), c_trg, multi_label)
+            g_loss_rec = (x_real - x_rec).abs().mean()
+            g_loss = g_loss_fake + lambda_rec * g_loss_rec + lambda_cls * g_loss_cls
+            opt_G.zero_grad()
+            g_loss.backward()
+            opt_G.step()
+            D.requires_grad_(True)
+            g_losses = [g_loss_fake, g_loss_rec, g_loss_cls]
+            loss_sum[4:] += torch.stack(g_losses).detach()
+            n_g += 1
+
+        # 4. log line, samples, checkpoint
+        n, last = it + 1, it + 1 == max_iters
+        if n % log_interval == 0 or n % ckpt_interval == 0 or last:
+            # a NaN anywhere since the last look is still in the sums: none can slip past into a checkpoint
+            count = torch.tensor([n - last_log] * 4 + [max(n_g, 1)] * (len(loss_names) - 4), device=device)
+            means = (loss_sum / count).tolist()
+            bad = [f'the loss {name}' for name, mean in zip(loss_names, means) if not np.isfinite(mean)]
+            bad += [f'a weight of {name}' for name, net in (('G', G), ('D', D))
+                    if not all(p.isfinite().all() for p in net.parameters())]
+            if bad:
+                log(f'iter {n}: not finite: {", ".join(bad)}. Stopped; the last good state, if one was due, is in '
+                    f'{ckpt_path}. A lower --lr?')
+                sys.exit(1)
+            now = time.time()
+            rate = (n - last_log) / (now - t_log - (t_aside - aside_log))
+            eta = int((max_iters - n) / ((n - start) / (now - t_start - t_aside)))
+            gb = (torch.cuda.max_memory_allocated() if device_type == 'cuda' else
+                  resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2 ** 30
+            show = ' | '.join(net + ' ' + ' '.join(f'{name[2:]} {mean:8.3g}' for name, mean in zip(loss_names, means)
+                                                   if name[0] == net) for net in 'DG')
+            log(f'iter {n:6d}/{max_iters} | {show} | {rate:.2f} it/s | data {t_data / (now - t_start - t_aside):.0%} | '
+                f'eta {eta // 3600}h{eta // 60 % 60:02d}m{eta % 60:02d}s | {gb:.1f} GB')
+            loss_sum.zero_()
+            n_g, last_log, t_log, aside_log = 0, n, now, t_aside
+        t0 = time.time()
+        if n % sample_interval == 0 or last:
+            with torch.no_grad(), autocast:
+                columns = [x_fixed] + [G(x_fixed, set_attr(c_fixed, i, exclusive)).float() for i in range(c_dim)]
+            grid = torch.stack(columns, 1).flatten(0, 1)  # row = image, columns = input and each attribute switched on
+            save_image(grid / 2 + 0.5, os.path.join(out_dir, 'samples', f'{n:06d}.png'), nrow=1 + c_dim)
+        if n % ckpt_interval == 0 or last:
+            save_ckpt(ckpt_path, dict(
+                kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(),
+                opt_D=opt_D.state_dict(), iter=n, rng=torch.get_rng_state(),
+                rng_cuda=torch.cuda.get_rng_state_all() if device_type == 'cuda' else [],
+                g_args=g_args, d_args=d_args, attrs=names, config=config,
+                script=os.path.basename(__file__), source=source))
+        t_aside += time.time() - t0
