@@ -5,9 +5,9 @@ Attention distillation (Li, Fontanini et al., sec. 3.1) sends a class score y^c 
 generator and weighs the feature maps F of its last residual block with the gradient. The map stays differentiable
 (`create_graph=True`), so a loss on it can train the generator: that is all train_student.py needs.
 
-    hook = GradCAM(G.res[-1])                    # before the forward pass
-    y_c = D(G(x, c))[1][:, i]                    # (B,) score of class i, one per image
-    A = hook(y_c, create_graph=True)             # (B, h, w), >= 0
+    hook = GradCAM(G.res[-1])            # before the forward pass
+    y_c = D(G(x, c))[1][:, i]            # (B,) score of class i, one per image
+    A = hook(y_c, create_graph=True)     # (B, h, w), >= 0
 """
 
 import torch
@@ -33,25 +33,26 @@ class GradCAM:
     def hook(self, module, args, output):
         self.feat = None
         if torch.is_grad_enabled():
-            # A frozen net on a plain image makes features without a graph: make them a leaf, so that there is something
-            # to differentiate by. The gradient then ends here, and everything before the block costs a forward only.
+            # A frozen net makes features without a graph: turn them into a leaf, so that there is something to
+            # differentiate by. The gradient ends here, and all that comes before costs a forward pass only.
             self.feat = output if output.requires_grad else output.detach().requires_grad_()
             return self.feat  # what the net goes on with
 
     def __call__(self, y, create_graph=False, retain_graph=False):
-        """y: (B,) one score per image of the forward pass just made -> A: (B, h, w) float32, >= 0, of no fixed scale.
+        """y: (B,) one score per image of the forward pass just made -> A: (B, h, w), >= 0, of no fixed scale.
 
         Images do not mix in the nets (instance norm), so the gradient of the sum is each image's own. `create_graph`
         makes A differentiable; `retain_graph` keeps the graph for another call. RuntimeError if none was recorded.
         """
         if self.feat is None:
             raise RuntimeError('GradCAM: no forward pass with gradients enabled since the hook was set')
-        retain_graph = retain_graph or create_graph
-        grad, = torch.autograd.grad(y.sum(), self.feat, create_graph=create_graph, retain_graph=retain_graph)
-        grad, feat = grad.float(), self.feat.float()  # (B, K, h, w)
+        grad, = torch.autograd.grad(y.sum(), self.feat, create_graph=create_graph,
+                                    retain_graph=create_graph or retain_graph)
+        feat = self.feat if create_graph else self.feat.detach()  # without it A is a constant
+        dtype = torch.promote_types(feat.dtype, torch.float32)  # bfloat16 is too coarse for sums
         if self.cam == 'gradcam':
-            grad = grad.mean((2, 3), keepdim=True)  # alpha_k^c, eq. (2): (B, K, 1, 1)
-        return (grad * feat).sum(1).relu()  # eq. (1): (B, h, w)
+            grad = grad.mean((2, 3), keepdim=True, dtype=dtype)  # alpha_k^c, eq. (2): (B, K, 1, 1)
+        return (grad * feat.to(dtype)).sum(1).relu()  # eq. (1): (B, K, h, w) -> (B, h, w)
 
     def remove(self):
         """Takes the hook off the module again."""

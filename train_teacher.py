@@ -59,7 +59,7 @@ beta2 = 0.999  # Adam
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
 dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; the penalty stays in float32
-seed = 0
+seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
 # -----------------------------------------------------------------------------
 config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
 cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
