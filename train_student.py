@@ -413,10 +413,11 @@ if __name__ == '__main__':
         t_data += time.time() - t0
 
         # 2. discriminator, eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)
+        train_G = (it + 1) % n_critic == 0
         with autocast:
-            with torch.no_grad():
+            with torch.set_grad_enabled(train_G):  # G stays as it is until step 3, which uses the same images
                 x_fake = G(x_real, c_trg)
-            out_src, out_cls = D(torch.cat([x_real, x_fake]))
+            out_src, out_cls = D(torch.cat([x_real, x_fake.detach()]))
         src_real, src_fake = out_src.float().chunk(2)
         d_loss_real, d_loss_fake = -src_real.mean(), src_fake.mean()
         d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
@@ -429,10 +430,9 @@ if __name__ == '__main__':
 
         # 3. generator, eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - G(x_fake, c_org)|_1
         #    + lambda_att L_att
-        if (it + 1) % n_critic == 0:
+        if train_G:
             D.requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
             with autocast:
-                x_fake = G(x_real, c_trg)
                 out_src, out_cls = D(x_fake)
             if lambda_att > 0:  # before G runs again: the hook keeps the features of its latest forward pass
                 c, has_class = pick_class(c_trg)

@@ -118,7 +118,7 @@ RANGES = dict(
     hat=(0, 1), hat_h=(0, 1), hat_s=(.35, .85), hat_v=(.3, .9), band=(0, 1), pom=(0, 1),
     # clothes and background
     cloth_h=(0, 1), cloth_s=(.15, .6), cloth_v=(.3, .85),
-    bg_h=(0, 1), bg_s=(.04, .25), bg_v=(.45, .85), bg_g=(-.07, .07))
+    bg_h=(0, 1), bg_s=(.02, .10), bg_v=(.5, .8), bg_g=(-.07, .07))
 
 NONE, CLOTH, NECK, FACE, FEATURE, HAIR_ID, HAT_ID = range(7)  # what is in front, pixel by pixel
 
