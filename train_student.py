@@ -17,6 +17,7 @@ Writes out_dir/ckpt.pt (evaluate.py reads it), log.txt, samples/ and a copy of t
 """
 
 import ast
+import datetime
 import difflib
 import importlib.util
 import json
@@ -48,8 +49,7 @@ teacher = ''  # its ckpt.pt
 teacher_script = ''  # the script that made it, if that is no longer in this folder under its old name
 # data
 dataset = ''  # '': the teacher's; else a folder under data/, or the path of any folder that a prepare.py wrote
-image_size = 0  # pixels; 0: the teacher's, and it must be the teacher's
-attrs = ''  # '': the teacher's, and they must be the teacher's
+attrs = ''  # '': the teacher's; else the same ones must be named
 # generator: T is 64/6 (8.4M parameters), S 32/3 (1.2M), S-Lite 16/1 (0.16M)
 conv_dim = 32  # channels of the first layer; the residual blocks have 4x as many
 n_blocks = 3  # residual blocks
@@ -72,7 +72,7 @@ beta1 = 0.5  # Adam
 beta2 = 0.999  # Adam
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
-dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; the penalty stays in float32
+dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; penalty and D_teacher stay in float32
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
 # -----------------------------------------------------------------------------
 config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
@@ -167,7 +167,7 @@ def find_data(dataset):
         if os.path.exists(os.path.join(folder, 'meta.json')):
             with open(os.path.join(folder, 'meta.json')) as f:
                 return folder, json.load(f)
-    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json); make them with python data/{dataset}/prepare.py')
+    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json): a prepare.py under data/ makes them')
 
 
 def load_split(folder, meta, split, names):
@@ -176,9 +176,11 @@ def load_split(folder, meta, split, names):
     if unknown or not names:
         hint = sum((difflib.get_close_matches(name, meta['attrs']) for name in unknown), []) or meta['attrs']
         sys.exit(f"--attrs: {', '.join(unknown) or 'none given'}: not in {folder}; did you mean {', '.join(hint)}?")
-    # mmap_mode 'c' (copy on write) reads like 'r', but torch accepts it without a warning
-    x = torch.from_numpy(np.load(os.path.join(folder, f'{split}_x.npy'), mmap_mode='c'))
-    y = np.load(os.path.join(folder, f'{split}_y.npy'))[:, [meta['attrs'].index(name) for name in names]]
+    try:  # mmap_mode 'c' (copy on write) reads like 'r', but torch accepts it without a warning
+        x = torch.from_numpy(np.load(os.path.join(folder, f'{split}_x.npy'), mmap_mode='c'))
+        y = np.load(os.path.join(folder, f'{split}_y.npy'))[:, [meta['attrs'].index(name) for name in names]]
+    except (OSError, ValueError) as e:
+        sys.exit(f'{folder}: cannot read the {split} arrays, prepare the data again: {e}')
     if len(x) != len(y) or not len(x):
         sys.exit(f'{folder}: {len(x)} {split} images but {len(y)} rows of labels: prepare the data again')
     return x, torch.from_numpy(y).float()
@@ -192,7 +194,7 @@ def to_float(x, size):
 def get_batch(x, y, i, size, device):
     """Rows i of the data: images (B, 3, size, size) in [-1, 1], flipped with probability 1/2, and labels (B, c_dim)."""
     flip = torch.rand(len(i)) < 0.5
-    x, y, flip = (t.to(device, non_blocking=True) for t in (x[i.to(x.device)], y[i], flip))
+    x, y, flip = (t.to(device, non_blocking=True) for t in (x[i.to(x.device, non_blocking=True)], y[i], flip))
     x = to_float(x, size)
     return torch.where(flip[:, None, None, None], x.flip(3), x), y
 
@@ -256,12 +258,12 @@ def save_ckpt(path, ckpt):
     os.replace(path + '.tmp', path)
 
 
-def load_ckpt(path, kind):
+def load_ckpt(path, *kinds):
     """A checkpoint as a dict of tensors and plain Python values, on the CPU. Exits with one line if it is none."""
     try:
         ckpt = torch.load(path, map_location='cpu', weights_only=True)  # refuses a pickle that would run code
-        if not isinstance(ckpt, dict) or ckpt.get('kind') != kind:
-            sys.exit(f'{path}: no {kind} checkpoint of these scripts')
+        if not isinstance(ckpt, dict) or ckpt.get('kind') not in kinds:
+            sys.exit(f"{path}: no {' or '.join(kinds)} checkpoint of these scripts")
         return ckpt
     except OSError as e:
         sys.exit(f'{path}: cannot read it: {e.strerror or e}')
@@ -320,24 +322,31 @@ if __name__ == '__main__':
     t_ckpt = load_ckpt(teacher, 'stargan')
     t_script = load_script(t_ckpt, teacher_script, '--teacher_script')
     dataset, attrs = dataset or t_ckpt['config']['dataset'], attrs or ','.join(t_ckpt['attrs'])
-    image_size = image_size or t_ckpt['d_args']['image_size']
+    image_size = t_ckpt['d_args']['image_size']
     d_conv_dim, d_n_layers = d_conv_dim or t_ckpt['d_args']['conv_dim'], d_n_layers or t_ckpt['d_args']['n_layers']
     data_dir, meta = find_data(dataset)
+    if meta['label'] == 'unpaired':
+        sys.exit(f'--dataset={dataset}: two domains without labels: train_uag.py is for these')
     names = meta['attrs'] if attrs == 'all' else [name for name in attrs.split(',') if name]
     c_dim, multi_label = len(names), meta['label'] == 'multi'
     exclusive = [[names.index(n) for n in group if n in names] for group in meta['exclusive']]
-    image_size = image_size or meta['image_size']
+    exclusive += [] if multi_label else [list(range(c_dim))]
     if meta['image_size'] % image_size or image_size % 4 or image_size < 8:
-        sys.exit(f"--image_size={image_size}: no multiple of 4 that divides the {meta['image_size']} px of {data_dir}")
-    if names != t_ckpt['attrs'] or image_size != t_ckpt['d_args']['image_size']:
-        sys.exit(f"{teacher} was trained on {','.join(t_ckpt['attrs'])} at {t_ckpt['d_args']['image_size']} px, "
-                 f"this student on {','.join(names)} at {image_size} px: they must be the same")
+        sys.exit(f"{teacher} works at {image_size} px, which does not divide the {meta['image_size']} px of {data_dir}")
+    if names != t_ckpt['attrs']:
+        sys.exit(f"{teacher} was trained on {','.join(t_ckpt['attrs'])}, this student on {','.join(names)}: "
+                 f"they must be the same, in the same order")
     if dtype not in ('float32', 'bfloat16'):
         sys.exit(f'--dtype={dtype}: float32 or bfloat16')
-    if min(max_iters, batch_size, n_critic, log_interval, sample_interval, ckpt_interval, lr) <= 0 or lr != lr:
-        sys.exit('max_iters, batch_size, n_critic, lr and the intervals must be above 0')
+    if not min(max_iters, batch_size, n_critic, lr, conv_dim, n_blocks, d_conv_dim, d_n_layers, n_samples,
+               log_interval, sample_interval, ckpt_interval) > 0:
+        sys.exit('max_iters, batch_size, n_critic, lr, n_samples, the intervals and the nets\' sizes must be above 0')
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device_type = device.split(':')[0]
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
     torch.manual_seed(seed)
     train_x, train_y = load_split(data_dir, meta, 'train', names)
     # single-label: where only some classes are asked for, images of the others are left out
@@ -369,21 +378,26 @@ if __name__ == '__main__':
         ckpt = load_ckpt(ckpt_path, 'stargan')
         if (ckpt['g_args'], ckpt['d_args'], ckpt['attrs']) != (g_args, d_args, names):
             sys.exit(f"{ckpt_path} has other nets or attributes: {ckpt['g_args']}, {ckpt['d_args']}, {ckpt['attrs']}")
+        if ckpt['script'] != os.path.basename(__file__):
+            sys.exit(f"{ckpt_path} was made by {ckpt['script']}")
         for name, obj in (('G', G), ('D', D), ('opt_G', opt_G), ('opt_D', opt_D)):
             obj.load_state_dict(ckpt[name])
         torch.set_rng_state(ckpt['rng'])
-        if device_type == 'cuda' and ckpt['rng_cuda']:
-            torch.cuda.set_rng_state_all(ckpt['rng_cuda'])
+        if device_type == 'cuda' and ckpt['rng_cuda'] is not None:
+            torch.cuda.set_rng_state(ckpt['rng_cuda'], device)
         start = ckpt['iter']
     config = {k: globals()[k] for k in config_keys}  # what was left open is settled by now
     with open(__file__) as f:
         source = f.read()
+    if start >= max_iters:
+        print(f'{ckpt_path}: already at iteration {start}, nothing to do')
+        sys.exit()
     try:
         os.makedirs(os.path.join(out_dir, 'samples'), exist_ok=True)
         shutil.copy(__file__, out_dir)
         log_file = open(os.path.join(out_dir, 'log.txt'), 'a')
     except OSError as e:
-        sys.exit(f'--out_dir={out_dir}: cannot write there: {e.strerror}')
+        sys.exit(f'--out_dir={out_dir}: cannot write there: {e.strerror or e}')
 
     def log(line):
         print(line, flush=True)
@@ -393,23 +407,26 @@ if __name__ == '__main__':
     log(f'G {n_params[0]:,} and D {n_params[1]:,} parameters on {device}')
     log(f'{len(rows):,} training images of {data_dir} at {image_size} px')
     log(f"columns of the grids: input, {', '.join(names)}; rows: images, the teacher's maps, the student's")
-    log(f"iteration {start} of {max_iters}{' (resumed)' if start else ''}")
+    log(f'iteration {start} of {max_iters}')
+    if start:
+        changed = [f'{k}={v!r} was {ckpt["config"].get(k)!r}' for k, v in config.items() if v != ckpt['config'].get(k)]
+        changed += ['the script itself'] if ckpt['source'] != source else []
+        log(f"resumed; changed: {', '.join(changed)}")
 
     loss_names = ['D real', 'D fake', 'D cls', 'D gp', 'G fake', 'G rec', 'G cls']
     loss_names += ['G att', 'G dead_T', 'G dead_S'] if lambda_att > 0 else []  # dead: share of all-zero maps
     loss_sum, n_g, last_log = torch.zeros(len(loss_names), device=device), 0, start
-    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # waiting for data; grids and checkpoints
-    t_log, aside_log = t_start, 0.0
+    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # seconds waiting for data; spent on grids and checkpoints
 
     for it in range(start, max_iters):
         for opt in (opt_G, opt_D):
-            opt.param_groups[0]['lr'] = lr * min(1, 2 * (1 - it / max_iters))
+            opt.param_groups[0].update(lr=lr * min(1, 2 * (1 - it / max_iters)), betas=(beta1, beta2))
 
         # 1. data: real images with their labels; the target labels are the same ones, dealt anew
         t0 = time.time()
         i = rows[torch.randint(len(rows), (batch_size,))]
         x_real, c_org = get_batch(train_x, train_y, i, image_size, device)
-        c_trg = c_org[torch.randperm(batch_size).to(device)]
+        c_trg = c_org[torch.randperm(batch_size).to(device, non_blocking=True)]
         t_data += time.time() - t0
 
         # 2. discriminator, eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)
@@ -421,7 +438,8 @@ if __name__ == '__main__':
         src_real, src_fake = out_src.float().chunk(2)
         d_loss_real, d_loss_fake = -src_real.mean(), src_fake.mean()
         d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
-        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), torch.rand(batch_size, 1, 1, 1).to(device))
+        alpha = torch.rand(batch_size, 1, 1, 1, device=device)
+        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), alpha)  # in float32 always
         d_loss = d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp
         opt_D.zero_grad()
         d_loss.backward()
@@ -431,17 +449,17 @@ if __name__ == '__main__':
         # 3. generator, eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - G(x_fake, c_org)|_1
         #    + lambda_att L_att
         if train_G:
+            c, has_class = pick_class(c_trg)  # with lambda_att = 0 too: both runs then see the same batches
+            if lambda_att > 0:  # now, before G runs again: the hook keeps the features of the latest forward pass
+                cam_student = hook_student(D_teacher(x_fake.float())[1].gather(1, c), create_graph=True)
+                with autocast:
+                    x_teacher = G_teacher(x_real, c_trg)
+                cam_teacher = hook_teacher(D_teacher(x_teacher.float())[1].gather(1, c))
+                g_loss_att = att_loss(cam_teacher, cam_student, has_class, att_norm)
+                dead = [(A.amax((1, 2)) == 0).float().mean() for A in (cam_teacher, cam_student)]
             D.requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
             with autocast:
                 out_src, out_cls = D(x_fake)
-            if lambda_att > 0:  # before G runs again: the hook keeps the features of its latest forward pass
-                c, has_class = pick_class(c_trg)
-                y_c = D_teacher(x_fake.float())[1].gather(1, c)
-                cam_student = hook_student(y_c, create_graph=True)
-                y_c = D_teacher(G_teacher(x_real, c_trg))[1].gather(1, c)
-                cam_teacher = hook_teacher(y_c)
-                g_loss_att = att_loss(cam_teacher, cam_student, has_class, att_norm)
-            with autocast:
                 x_rec = G(x_fake, c_org)
             g_loss_fake = -out_src.float().mean()
             g_loss_cls = cls_loss(out_cls.float(), c_trg, multi_label)
@@ -454,8 +472,7 @@ if __name__ == '__main__':
             opt_G.step()
             D.requires_grad_(True)
             g_losses = [g_loss_fake, g_loss_rec, g_loss_cls]
-            if lambda_att > 0:
-                g_losses += [g_loss_att] + [(A.amax((1, 2)) == 0).float().mean() for A in (cam_teacher, cam_student)]
+            g_losses += [g_loss_att, *dead] if lambda_att > 0 else []
             loss_sum[4:] += torch.stack(g_losses).detach()
             n_g += 1
 
@@ -469,37 +486,36 @@ if __name__ == '__main__':
             bad += [f'a weight of {name}' for name, net in (('G', G), ('D', D))
                     if not all(p.isfinite().all() for p in net.parameters())]
             if bad:
-                log(f'iter {n}: not finite: {", ".join(bad)}. Stopped; the last good state, if one was due, is in '
-                    f'{ckpt_path}. A lower --lr?')
-                sys.exit(1)
-            now = time.time()
-            rate = (n - last_log) / (now - t_log - (t_aside - aside_log))
-            eta = int((max_iters - n) / ((n - start) / (now - t_start - t_aside)))
-            gb = (torch.cuda.max_memory_allocated() if device_type == 'cuda' else
+                line = f'iter {n}: not finite: {", ".join(bad)}; {ckpt_path}, if any, is the last good state'
+                print(line, file=log_file, flush=True)
+                sys.exit(line)
+            t_train = time.time() - t_start - t_aside
+            rate, eta = (n - start) / t_train, datetime.timedelta(seconds=int((max_iters - n) / (n - start) * t_train))
+            gb = (torch.cuda.max_memory_allocated(device) if device_type == 'cuda' else
                   resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2 ** 30
             show = ' | '.join(net + ' ' + ' '.join(f'{name[2:]} {mean:8.3g}' for name, mean in zip(loss_names, means)
-                                                   if name[0] == net) for net in 'DG')
-            log(f'iter {n:6d}/{max_iters} | {show} | {rate:.2f} it/s | data {t_data / (now - t_start - t_aside):.0%} | '
-                f'eta {eta // 3600}h{eta // 60 % 60:02d}m{eta % 60:02d}s | {gb:.1f} GB')
+                                                   if name[0] == net) for net in ('DG' if n_g else 'D'))
+            log(f'iter {n:6d}/{max_iters} | {show} | {rate:.2f} it/s | data {t_data / t_train:.0%} | eta {eta} | '
+                f'{gb:.1f} GB')
             loss_sum.zero_()
-            n_g, last_log, t_log, aside_log = 0, n, now, t_aside
+            n_g, last_log = 0, n
         t0 = time.time()
         if n % sample_interval == 0 or last:
             columns = [torch.stack([x_fixed] * 3, 1)]  # (n, 3 rows, 3, H, W)
             for i in range(c_dim):
-                c_trg, x_fake = set_attr(c_fixed, i, exclusive), []
-                for net, hook in ((G_teacher, hook_teacher), (G, hook_student)):
-                    with autocast:
-                        x_fake.append(net(x_fixed, c_trg).float())
-                    x_fake.append(overlay(x_fixed, hook(D_teacher(x_fake[-1])[1][:, i])))
-                columns.append(torch.stack([x_fake[j].detach() for j in (2, 1, 3)], 1))
-            grid = torch.stack(columns, 2).flatten(0, 2)  # rows = image, its teacher's maps, its student's
+                c_trg = set_attr(c_fixed, i, exclusive)
+                x_fake = G(x_fixed, c_trg)
+                cam_student = hook_student(D_teacher(x_fake)[1][:, i])
+                cam_teacher = hook_teacher(D_teacher(G_teacher(x_fixed, c_trg))[1][:, i])
+                shown = [x_fake.detach(), overlay(x_fixed, cam_teacher), overlay(x_fixed, cam_student)]
+                columns.append(torch.stack(shown, 1))
+            grid = torch.stack(columns, 2).flatten(0, 2)  # (n, 3 rows, 1 + c_dim columns, 3, H, W) -> images in order
             save_image(grid / 2 + 0.5, os.path.join(out_dir, 'samples', f'{n:06d}.png'), nrow=1 + c_dim)
         if n % ckpt_interval == 0 or last:
             save_ckpt(ckpt_path, dict(
                 kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(),
                 opt_D=opt_D.state_dict(), iter=n, rng=torch.get_rng_state(),
-                rng_cuda=torch.cuda.get_rng_state_all() if device_type == 'cuda' else [],
+                rng_cuda=torch.cuda.get_rng_state(device) if device_type == 'cuda' else None,
                 g_args=g_args, d_args=d_args, attrs=names, config=config,
                 script=os.path.basename(__file__), source=source))
         t_aside += time.time() - t0

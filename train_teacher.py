@@ -12,6 +12,7 @@ The generator's size is free: the paper's T is the default, S is --conv_dim=32 -
 Writes out_dir/ckpt.pt (train_student.py and evaluate.py read it), log.txt, samples/ and a copy of this script.
 """
 
+import datetime
 import difflib
 import json
 import os
@@ -153,7 +154,7 @@ def find_data(dataset):
         if os.path.exists(os.path.join(folder, 'meta.json')):
             with open(os.path.join(folder, 'meta.json')) as f:
                 return folder, json.load(f)
-    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json); make them with python data/{dataset}/prepare.py')
+    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json): a prepare.py under data/ makes them')
 
 
 def load_split(folder, meta, split, names):
@@ -162,9 +163,11 @@ def load_split(folder, meta, split, names):
     if unknown or not names:
         hint = sum((difflib.get_close_matches(name, meta['attrs']) for name in unknown), []) or meta['attrs']
         sys.exit(f"--attrs: {', '.join(unknown) or 'none given'}: not in {folder}; did you mean {', '.join(hint)}?")
-    # mmap_mode 'c' (copy on write) reads like 'r', but torch accepts it without a warning
-    x = torch.from_numpy(np.load(os.path.join(folder, f'{split}_x.npy'), mmap_mode='c'))
-    y = np.load(os.path.join(folder, f'{split}_y.npy'))[:, [meta['attrs'].index(name) for name in names]]
+    try:  # mmap_mode 'c' (copy on write) reads like 'r', but torch accepts it without a warning
+        x = torch.from_numpy(np.load(os.path.join(folder, f'{split}_x.npy'), mmap_mode='c'))
+        y = np.load(os.path.join(folder, f'{split}_y.npy'))[:, [meta['attrs'].index(name) for name in names]]
+    except (OSError, ValueError) as e:
+        sys.exit(f'{folder}: cannot read the {split} arrays, prepare the data again: {e}')
     if len(x) != len(y) or not len(x):
         sys.exit(f'{folder}: {len(x)} {split} images but {len(y)} rows of labels: prepare the data again')
     return x, torch.from_numpy(y).float()
@@ -178,7 +181,7 @@ def to_float(x, size):
 def get_batch(x, y, i, size, device):
     """Rows i of the data: images (B, 3, size, size) in [-1, 1], flipped with probability 1/2, and labels (B, c_dim)."""
     flip = torch.rand(len(i)) < 0.5
-    x, y, flip = (t.to(device, non_blocking=True) for t in (x[i.to(x.device)], y[i], flip))
+    x, y, flip = (t.to(device, non_blocking=True) for t in (x[i.to(x.device, non_blocking=True)], y[i], flip))
     x = to_float(x, size)
     return torch.where(flip[:, None, None, None], x.flip(3), x), y
 
@@ -222,12 +225,12 @@ def save_ckpt(path, ckpt):
     os.replace(path + '.tmp', path)
 
 
-def load_ckpt(path, kind):
+def load_ckpt(path, *kinds):
     """A checkpoint as a dict of tensors and plain Python values, on the CPU. Exits with one line if it is none."""
     try:
         ckpt = torch.load(path, map_location='cpu', weights_only=True)  # refuses a pickle that would run code
-        if not isinstance(ckpt, dict) or ckpt.get('kind') != kind:
-            sys.exit(f'{path}: no {kind} checkpoint of these scripts')
+        if not isinstance(ckpt, dict) or ckpt.get('kind') not in kinds:
+            sys.exit(f"{path}: no {' or '.join(kinds)} checkpoint of these scripts")
         return ckpt
     except OSError as e:
         sys.exit(f'{path}: cannot read it: {e.strerror or e}')
@@ -238,18 +241,26 @@ def load_ckpt(path, kind):
 if __name__ == '__main__':
     # set-up
     data_dir, meta = find_data(dataset)
+    if meta['label'] == 'unpaired':
+        sys.exit(f'--dataset={dataset}: two domains without labels: train_uag.py is for these')
     names = meta['attrs'] if attrs == 'all' else [name for name in attrs.split(',') if name]
     c_dim, multi_label = len(names), meta['label'] == 'multi'
     exclusive = [[names.index(n) for n in group if n in names] for group in meta['exclusive']]
+    exclusive += [] if multi_label else [list(range(c_dim))]
     image_size = image_size or meta['image_size']
     if meta['image_size'] % image_size or image_size % 4 or image_size < 8:
         sys.exit(f"--image_size={image_size}: no multiple of 4 that divides the {meta['image_size']} px of {data_dir}")
     if dtype not in ('float32', 'bfloat16'):
         sys.exit(f'--dtype={dtype}: float32 or bfloat16')
-    if min(max_iters, batch_size, n_critic, log_interval, sample_interval, ckpt_interval, lr) <= 0 or lr != lr:
-        sys.exit('max_iters, batch_size, n_critic, lr and the intervals must be above 0')
+    if not min(max_iters, batch_size, n_critic, lr, conv_dim, n_blocks, d_conv_dim, d_n_layers, n_samples,
+               log_interval, sample_interval, ckpt_interval) > 0:
+        sys.exit('max_iters, batch_size, n_critic, lr, n_samples, the intervals and the nets\' sizes must be above 0')
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device_type = device.split(':')[0]
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
     torch.manual_seed(seed)
     train_x, train_y = load_split(data_dir, meta, 'train', names)
     # single-label: where only some classes are asked for, images of the others are left out
@@ -276,21 +287,26 @@ if __name__ == '__main__':
         ckpt = load_ckpt(ckpt_path, 'stargan')
         if (ckpt['g_args'], ckpt['d_args'], ckpt['attrs']) != (g_args, d_args, names):
             sys.exit(f"{ckpt_path} has other nets or attributes: {ckpt['g_args']}, {ckpt['d_args']}, {ckpt['attrs']}")
+        if ckpt['script'] != os.path.basename(__file__):
+            sys.exit(f"{ckpt_path} was made by {ckpt['script']}")
         for name, obj in (('G', G), ('D', D), ('opt_G', opt_G), ('opt_D', opt_D)):
             obj.load_state_dict(ckpt[name])
         torch.set_rng_state(ckpt['rng'])
-        if device_type == 'cuda' and ckpt['rng_cuda']:
-            torch.cuda.set_rng_state_all(ckpt['rng_cuda'])
+        if device_type == 'cuda' and ckpt['rng_cuda'] is not None:
+            torch.cuda.set_rng_state(ckpt['rng_cuda'], device)
         start = ckpt['iter']
     config = {k: globals()[k] for k in config_keys}  # what was left open is settled by now
     with open(__file__) as f:
         source = f.read()
+    if start >= max_iters:
+        print(f'{ckpt_path}: already at iteration {start}, nothing to do')
+        sys.exit()
     try:
         os.makedirs(os.path.join(out_dir, 'samples'), exist_ok=True)
         shutil.copy(__file__, out_dir)
         log_file = open(os.path.join(out_dir, 'log.txt'), 'a')
     except OSError as e:
-        sys.exit(f'--out_dir={out_dir}: cannot write there: {e.strerror}')
+        sys.exit(f'--out_dir={out_dir}: cannot write there: {e.strerror or e}')
 
     def log(line):
         print(line, flush=True)
@@ -300,22 +316,25 @@ if __name__ == '__main__':
     log(f'G {n_params[0]:,} and D {n_params[1]:,} parameters on {device}')
     log(f'{len(rows):,} training images of {data_dir} at {image_size} px')
     log(f"columns of the grids: input, {', '.join(names)}")
-    log(f"iteration {start} of {max_iters}{' (resumed)' if start else ''}")
+    log(f'iteration {start} of {max_iters}')
+    if start:
+        changed = [f'{k}={v!r} was {ckpt["config"].get(k)!r}' for k, v in config.items() if v != ckpt['config'].get(k)]
+        changed += ['the script itself'] if ckpt['source'] != source else []
+        log(f"resumed; changed: {', '.join(changed)}")
 
     loss_names = ['D real', 'D fake', 'D cls', 'D gp', 'G fake', 'G rec', 'G cls']
     loss_sum, n_g, last_log = torch.zeros(len(loss_names), device=device), 0, start
-    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # waiting for data; grids and checkpoints
-    t_log, aside_log = t_start, 0.0
+    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # seconds waiting for data; spent on grids and checkpoints
 
     for it in range(start, max_iters):
         for opt in (opt_G, opt_D):
-            opt.param_groups[0]['lr'] = lr * min(1, 2 * (1 - it / max_iters))
+            opt.param_groups[0].update(lr=lr * min(1, 2 * (1 - it / max_iters)), betas=(beta1, beta2))
 
         # 1. data: real images with their labels; the target labels are the same ones, dealt anew
         t0 = time.time()
         i = rows[torch.randint(len(rows), (batch_size,))]
         x_real, c_org = get_batch(train_x, train_y, i, image_size, device)
-        c_trg = c_org[torch.randperm(batch_size).to(device)]
+        c_trg = c_org[torch.randperm(batch_size).to(device, non_blocking=True)]
         t_data += time.time() - t0
 
         # 2. discriminator, eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)
@@ -327,7 +346,8 @@ if __name__ == '__main__':
         src_real, src_fake = out_src.float().chunk(2)
         d_loss_real, d_loss_fake = -src_real.mean(), src_fake.mean()
         d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
-        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), torch.rand(batch_size, 1, 1, 1).to(device))
+        alpha = torch.rand(batch_size, 1, 1, 1, device=device)
+        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), alpha)  # in float32 always
         d_loss = d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp
         opt_D.zero_grad()
         d_loss.backward()
@@ -362,20 +382,19 @@ if __name__ == '__main__':
             bad += [f'a weight of {name}' for name, net in (('G', G), ('D', D))
                     if not all(p.isfinite().all() for p in net.parameters())]
             if bad:
-                log(f'iter {n}: not finite: {", ".join(bad)}. Stopped; the last good state, if one was due, is in '
-                    f'{ckpt_path}. A lower --lr?')
-                sys.exit(1)
-            now = time.time()
-            rate = (n - last_log) / (now - t_log - (t_aside - aside_log))
-            eta = int((max_iters - n) / ((n - start) / (now - t_start - t_aside)))
-            gb = (torch.cuda.max_memory_allocated() if device_type == 'cuda' else
+                line = f'iter {n}: not finite: {", ".join(bad)}; {ckpt_path}, if any, is the last good state'
+                print(line, file=log_file, flush=True)
+                sys.exit(line)
+            t_train = time.time() - t_start - t_aside
+            rate, eta = (n - start) / t_train, datetime.timedelta(seconds=int((max_iters - n) / (n - start) * t_train))
+            gb = (torch.cuda.max_memory_allocated(device) if device_type == 'cuda' else
                   resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2 ** 30
             show = ' | '.join(net + ' ' + ' '.join(f'{name[2:]} {mean:8.3g}' for name, mean in zip(loss_names, means)
-                                                   if name[0] == net) for net in 'DG')
-            log(f'iter {n:6d}/{max_iters} | {show} | {rate:.2f} it/s | data {t_data / (now - t_start - t_aside):.0%} | '
-                f'eta {eta // 3600}h{eta // 60 % 60:02d}m{eta % 60:02d}s | {gb:.1f} GB')
+                                                   if name[0] == net) for net in ('DG' if n_g else 'D'))
+            log(f'iter {n:6d}/{max_iters} | {show} | {rate:.2f} it/s | data {t_data / t_train:.0%} | eta {eta} | '
+                f'{gb:.1f} GB')
             loss_sum.zero_()
-            n_g, last_log, t_log, aside_log = 0, n, now, t_aside
+            n_g, last_log = 0, n
         t0 = time.time()
         if n % sample_interval == 0 or last:
             with torch.no_grad(), autocast:
@@ -386,7 +405,7 @@ if __name__ == '__main__':
             save_ckpt(ckpt_path, dict(
                 kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(),
                 opt_D=opt_D.state_dict(), iter=n, rng=torch.get_rng_state(),
-                rng_cuda=torch.cuda.get_rng_state_all() if device_type == 'cuda' else [],
+                rng_cuda=torch.cuda.get_rng_state(device) if device_type == 'cuda' else None,
                 g_args=g_args, d_args=d_args, attrs=names, config=config,
                 script=os.path.basename(__file__), source=source))
         t_aside += time.time() - t0

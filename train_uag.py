@@ -18,6 +18,7 @@ Domain A of the data is S, B is T. Writes out_dir/ckpt.pt (evaluate.py reads it)
 script; --resume=True goes on from there.
 """
 
+import datetime
 import difflib
 import json
 import os
@@ -191,7 +192,7 @@ def find_data(dataset):
         if os.path.exists(os.path.join(folder, 'meta.json')):
             with open(os.path.join(folder, 'meta.json')) as f:
                 return folder, json.load(f)
-    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json); make them with python data/{dataset}/prepare.py')
+    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json): a prepare.py under data/ makes them')
 
 
 def load_domain(folder, name):
@@ -319,12 +320,12 @@ def save_ckpt(path, ckpt):
     os.replace(path + '.tmp', path)
 
 
-def load_ckpt(path, kind):
+def load_ckpt(path, *kinds):
     """A checkpoint as a dict of tensors and plain Python values, on the CPU. Exits with one line if it is none."""
     try:
         ckpt = torch.load(path, map_location='cpu', weights_only=True)  # refuses a pickle that would run code
-        if not isinstance(ckpt, dict) or ckpt.get('kind') != kind:
-            sys.exit(f'{path}: no {kind} checkpoint of these scripts')
+        if not isinstance(ckpt, dict) or ckpt.get('kind') not in kinds:
+            sys.exit(f"{path}: no {' or '.join(kinds)} checkpoint of these scripts")
         return ckpt
     except OSError as e:
         sys.exit(f'{path}: cannot read it: {e.strerror or e}')
@@ -355,6 +356,10 @@ if __name__ == '__main__':
         sys.exit('switch_epoch, n_epochs_decay, pool_size and the lambdas must not be below 0, tau between 0 and 1')
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device_type = device.split(':')[0]
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
     torch.manual_seed(seed)
     fixed = {k: whole_images(x[:n_samples], image_size).to(device) for k, x in test.items()}  # the grid's images
     n_images = {k: len(x) for k, x in train.items()}
@@ -392,20 +397,23 @@ if __name__ == '__main__':
         for k, pool in pools.items():
             pool.items = [(x.to(device), a.to(device)) for x, a in ckpt['pools'][k]][:pool_size]
         torch.set_rng_state(ckpt['rng'])
-        if device_type == 'cuda' and ckpt['rng_cuda']:
-            torch.cuda.set_rng_state_all(ckpt['rng_cuda'])
+        if device_type == 'cuda' and ckpt['rng_cuda'] is not None:
+            torch.cuda.set_rng_state(ckpt['rng_cuda'], device)
         start, switched = ckpt['iter'], ckpt['switched']
         if switched:
             switch(nets, freeze_attention, d_norm_after_switch)
     config = {k: globals()[k] for k in config_keys}  # what was left open is settled by now
     with open(__file__) as f:
         source = f.read()
+    if start >= max_iters:
+        print(f'{ckpt_path}: already at iteration {start}, nothing to do')
+        sys.exit()
     try:
         os.makedirs(os.path.join(out_dir, 'samples'), exist_ok=True)
         shutil.copy(__file__, out_dir)
         log_file = open(os.path.join(out_dir, 'log.txt'), 'a')
     except OSError as e:
-        sys.exit(f'--out_dir={out_dir}: cannot write there: {e.strerror}')
+        sys.exit(f'--out_dir={out_dir}: cannot write there: {e.strerror or e}')
 
     def log(line):
         print(line, flush=True)
@@ -421,12 +429,11 @@ if __name__ == '__main__':
     loss_names = ['D_s real', 'D_s fake', 'D_t real', 'D_t fake', 'G st', 'G ts', 'G cyc_s', 'G cyc_t']
     loss_names += ['G idt_s', 'G idt_t'] if lambda_idt else []
     loss_sum, maps, last_log = torch.zeros(len(loss_names), device=device), {'s': [], 't': []}, start
-    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # waiting for data; grids and checkpoints
-    t_log, aside_log = t_start, 0.0
+    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # seconds waiting for data; spent on grids and checkpoints
 
     for it in range(start, max_iters):
         for opt in (opt_G, opt_D):
-            opt.param_groups[0]['lr'] = lr * min(1, (max_iters - it) / max(decay_iters, 1))
+            opt.param_groups[0].update(lr=lr * min(1, (max_iters - it) / max(decay_iters, 1)), betas=(beta1, beta2))
         if it >= switch_iter and attention and masked_d and not switched:
             switched = True  # and stays so, whatever a resumed run's --switch_epoch says
             switch(nets, freeze_attention, d_norm_after_switch)
@@ -473,13 +480,12 @@ if __name__ == '__main__':
             bad += [f'a weight of {name}' for name, net in nets.items()
                     if net and not all(p.isfinite().all() for p in net.parameters())]
             if bad:
-                log(f'iter {n}: not finite: {", ".join(bad)}. Stopped; the last good state, if one was due, is in '
-                    f'{ckpt_path}. A lower --lr?')
-                sys.exit(1)
-            now = time.time()
-            rate = (n - last_log) / (now - t_log - (t_aside - aside_log))
-            eta = int((max_iters - n) / ((n - start) / (now - t_start - t_aside)))
-            gb = (torch.cuda.max_memory_allocated() if device_type == 'cuda' else
+                line = f'iter {n}: not finite: {", ".join(bad)}; {ckpt_path}, if any, is the last good state'
+                print(line, file=log_file, flush=True)
+                sys.exit(line)
+            t_train = time.time() - t_start - t_aside
+            rate, eta = (n - start) / t_train, datetime.timedelta(seconds=int((max_iters - n) / (n - start) * t_train))
+            gb = (torch.cuda.max_memory_allocated(device) if device_type == 'cuda' else
                   resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2 ** 30
             show = {net: net for net in ('D_s', 'D_t', 'G')}
             for name, mean in zip(loss_names, means):
@@ -492,15 +498,14 @@ if __name__ == '__main__':
                 show['A_' + k] = (f'A_{k} mean {mean:.2f} min {stats[:, 1].min().item():.2f} '
                                   f'max {stats[:, 2].max().item():.2f} >=tau {share[k]:4.0%}')
             log(f'iter {n:6d}/{max_iters} | {" | ".join(show.values())} | {rate:.2f} it/s | '
-                f'data {t_data / (now - t_start - t_aside):.0%} | '
-                f'eta {eta // 3600}h{eta // 60 % 60:02d}m{eta % 60:02d}s | {gb:.1f} GB')
+                f'data {t_data / t_train:.0%} | eta {eta} | {gb:.1f} GB')
             flat = [f"A_{k} marks {'nothing' if v < 0.5 else 'everything'} ({v:.1%} of pixels >= tau)"
                     for k, v in share.items() if not 0.01 <= v <= 0.99]
             if flat:  # usual at the very start; once D sees through such maps it has nothing to go by
                 log(f"WARNING: collapsed map: {', '.join(flat)}" + (
                     '' if switched or not masked_d else f'; the switch at iteration {switch_iter} needs it to choose'))
             loss_sum.zero_()
-            maps, last_log, t_log, aside_log = {'s': [], 't': []}, n, now, t_aside
+            maps, last_log = {'s': [], 't': []}, n
         t0 = time.time()
         if n % sample_interval == 0 or last:
             rows = []
@@ -516,6 +521,6 @@ if __name__ == '__main__':
                 {name: net.state_dict() if net else None for name, net in nets.items()},
                 kind='uag', opt_G=opt_G.state_dict(), opt_D=opt_D.state_dict(), iter=n, switched=switched,
                 pools={k: pool.items for k, pool in pools.items()}, rng=torch.get_rng_state(),
-                rng_cuda=torch.cuda.get_rng_state_all() if device_type == 'cuda' else [],
+                rng_cuda=torch.cuda.get_rng_state(device) if device_type == 'cuda' else None,
                 **shape, config=config, script=os.path.basename(__file__), source=source))
         t_aside += time.time() - t0

@@ -34,7 +34,8 @@ def make_data(folder, attrs='a,b,c', label='multi', n=24, size=16, seed=0):
             y = np.eye(len(attrs), dtype=np.uint8)[rng.integers(0, len(attrs), n)]
         x, m = rng.integers(0, 128, (n, size, size, 3), dtype=np.uint8), np.zeros((n, len(attrs), size, size), np.uint8)
         for k in range(len(attrs)):
-            rows, cols = slice(k // 2 * size // 2, None if k > 1 else size // 2), slice(k % 2 * size // 2, (k % 2 + 1) * size // 2)
+            top, left = k // 2 * size // 2, k % 2 * size // 2
+            rows, cols = slice(top, top + size // 2), slice(left, left + size // 2)
             m[:, k, rows, cols] = 1
             x[:, rows, cols] += y[:, k, None, None, None] * 127
         for name, array in (('x', x), ('y', y), ('m', m)):

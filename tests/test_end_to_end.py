@@ -57,10 +57,13 @@ def test_student_takes_what_is_open_from_the_teacher(teacher, student):
 
 
 def test_attention_changes_the_student_and_without_it_nothing_is_logged(teacher, student, tmp_path):
-    run('train_student.py', f'--teacher={teacher}/ckpt.pt', f'--out_dir={tmp_path}', *TINY[2:3], *TINY[5:], '--conv_dim=2',
-        '--lambda_att=0')
-    assert ' att ' not in (tmp_path / 'log.txt').read_text()
-    assert not _equal(ckpt(tmp_path)['G'], ckpt(student)['G'])
+    for lambda_att in (0, 1e-30):  # the second computes the loss, and weighs it away: only the weight changes anything
+        run('train_student.py', f'--teacher={teacher}/ckpt.pt', f'--out_dir={tmp_path}/{lambda_att}', *TINY[2:3],
+            *TINY[5:], '--conv_dim=2', f'--lambda_att={lambda_att}')
+    assert ' att ' not in (tmp_path / '0' / 'log.txt').read_text()
+    assert ' att ' in (tmp_path / '1e-30' / 'log.txt').read_text()
+    assert _equal(ckpt(tmp_path / '0')['G'], ckpt(tmp_path / '1e-30')['G'])
+    assert not _equal(ckpt(tmp_path / '0')['G'], ckpt(student)['G'])
 
 
 def test_evaluate_writes_table_picture_and_json(teacher, student, tmp_path):
@@ -90,6 +93,10 @@ def test_single_label(tmp_path):
     run('train_student.py', f'--teacher={tmp_path}/t/ckpt.pt', f'--out_dir={tmp_path}/s', *TINY[2:3], *TINY[5:], '--conv_dim=2')
     run('evaluate.py', f'--ckpt={tmp_path}/t/ckpt.pt,{tmp_path}/s/ckpt.pt', f'--out_dir={tmp_path}/e', '--device=cpu',
         f'--clf_dir={tmp_path}/clf', '--clf_epochs=1')
+    r = json.load(open(tmp_path / 'e' / 'results.json'))
+    y = np.load(f'{data}/test_y.npy')[:, [0, 1, 3]]
+    for c in r['checkpoints']:  # each image of these classes to each of the two others
+        assert set(c['accuracy']) == {'p', 'q', 's'} and c['n_fake'] == 2 * y.sum()
     y = np.load(f'{data}/train_y.npy')
     assert f'{(y[:, [0, 1, 3]].sum()):,} training images' in (tmp_path / 't' / 'log.txt').read_text()  # those of r left out
 
@@ -118,19 +125,27 @@ def test_resumed_run_equals_an_uninterrupted_one(teacher, student, data, tmp_pat
 
 
 def test_resume_of_a_finished_run_changes_nothing(teacher, data):
-    before = (teacher / 'ckpt.pt').read_bytes()
-    run('train_teacher.py', f'--dataset={data}', f'--out_dir={teacher}', *TINY, '--resume=True')
-    assert (teacher / 'ckpt.pt').read_bytes() == before
+    before = {name: (teacher / name).read_bytes() for name in ('ckpt.pt', 'log.txt', 'train_teacher.py')}
+    assert 'nothing to do' in run('train_teacher.py', f'--dataset={data}', f'--out_dir={teacher}', *TINY, '--resume=True')
+    assert before == {name: (teacher / name).read_bytes() for name in before}
+
+
+def test_resume_refuses_what_is_not_its_own(teacher, student, data):
+    said = run('train_teacher.py', f'--dataset={data}', f'--out_dir={teacher}', *TINY, '--resume=True', '--conv_dim=8', ok=False)
+    assert 'other nets' in said
+    said = run('train_teacher.py', f'--dataset={data}', f'--out_dir={student}', *TINY, '--resume=True', '--conv_dim=2', ok=False)
+    assert 'was made by train_student.py' in said
 
 
 def test_not_finite_stops_with_the_loss_and_keeps_the_checkpoint(teacher, data, tmp_path):
     shutil.copytree(teacher, tmp_path / 't')
     before = (tmp_path / 't' / 'ckpt.pt').read_bytes()
-    args = [*TINY, '--resume=True', '--max_iters=8', '--lambda_gp=1e39']
-    with pytest.raises(AssertionError, match='not finite'):
-        run('train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', *args)
+    args = [*TINY, '--resume=True', '--max_iters=8', '--lr=1e30']
+    said = run('train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', *args, ok=False)
+    assert 'not finite: the loss D' in said and 'D gp' in said
     assert (tmp_path / 't' / 'ckpt.pt').read_bytes() == before
-    assert 'not finite: ' in (tmp_path / 't' / 'log.txt').read_text()
+    log = (tmp_path / 't' / 'log.txt').read_text()
+    assert said in log and 'resumed; changed: out_dir=' in log and 'lr=1e+30 was 0.0001' in log
 
 
 def edited(tmp_path, name, old, new):
@@ -153,16 +168,16 @@ def test_edited_copy_trains_and_is_evaluated_and_a_changed_script_is_refused(tea
     evaluate = ['evaluate.py', f'--ckpt={teacher}/ckpt.pt,{tmp_path}/s/ckpt.pt', f'--out_dir={tmp_path}/e', '--device=cpu',
                 f'--clf_dir={tmp_path}/clf', '--clf_epochs=1']
     assert '--script=' in run(*evaluate, ok=False)  # my_student.py is not in the repository
-    run(*evaluate, f'--script={script}')
-    run(*evaluate, f'--script={tmp_path}/s/my_student.py')  # the copy kept in out_dir does as well
+    run(*evaluate, f'--script=,{script}')
+    run(*evaluate, f'--script=,{tmp_path}/s/my_student.py')  # the copy kept in out_dir does as well
     # changed since: refused, naming the class
     edited(tmp_path, 'my_student.py', old, 'h = F.silu(self.norm1(self.conv1(x)))')
-    said = run(*evaluate, f'--script={script}', ok=False)
+    said = run(*evaluate, f'--script=,{script}', ok=False)
     assert 'ResidualBlock' in said and 'Generator' not in said and 'changed' in said
     # comments and docstrings do not count
     path = edited(tmp_path, 'my_student.py', old, new + '  # smooth')
     path.write_text(path.read_text().replace('"""x + IN(', '"""Other words: x + IN('))
-    run(*evaluate, f'--script={script}')
+    run(*evaluate, f'--script=,{script}')
 
 
 def test_a_checkpoint_does_not_choose_what_runs(teacher, tmp_path):
@@ -204,13 +219,19 @@ def test_truncated_teacher(teacher, tmp_path):
 def test_mismatches_are_said_in_one_line(teacher, data, tmp_path):
     out = f'--out_dir={tmp_path}/x'
     assert 'must be the same' in run('train_student.py', f'--teacher={teacher}/ckpt.pt', out, '--attrs=a,b', ok=False)
-    assert 'must be the same' in run('train_student.py', f'--teacher={teacher}/ckpt.pt', out, '--image_size=8', ok=False)
+    other = make_data(str(tmp_path / 'other'), size=24)
+    assert 'does not divide' in run('train_student.py', f'--teacher={teacher}/ckpt.pt', out, f'--dataset={other}', ok=False)
     assert '--teacher=' in run('train_student.py', out, ok=False)
     assert 'did you mean a' in run('train_teacher.py', f'--dataset={data}', out, *TINY[1:], '--attrs=aa', ok=False)
     assert 'multiple of 32' in run('train_teacher.py', f'--dataset={data}', out, *TINY, '--d_n_layers=5', ok=False)
     assert 'image_size' in run('train_teacher.py', f'--dataset={data}', out, *TINY, '--image_size=12', ok=False)
     assert 'prepare.py' in run('train_teacher.py', '--dataset=nowhere', out, *TINY, ok=False)
+    os.remove(f'{other}/train_x.npy')
+    assert 'prepare the data again' in run('train_teacher.py', f'--dataset={other}', out, *TINY, ok=False)
     assert 'above 0' in run('train_teacher.py', f'--dataset={data}', out, *TINY, '--max_iters=0', ok=False)
+    assert 'above 0' in run('train_teacher.py', f'--dataset={data}', out, *TINY, '--n_samples=0', ok=False)
+    assert 'above 0' in run('train_teacher.py', f'--dataset={data}', out, *TINY, '--lr=nan', ok=False)
+    assert '--device=gpu' in run('train_teacher.py', f'--dataset={data}', out, *TINY[:-1], '--device=gpu', ok=False)
     assert '--dtype' in run('train_teacher.py', f'--dataset={data}', out, *TINY, '--dtype=float16', ok=False)
     assert not os.path.exists(tmp_path / 'x')
     (tmp_path / 'file').write_text('')
