@@ -1,9 +1,10 @@
 # make demo       a teacher, a student without and one with attention distillation, compared: 10 minutes on 2 CPU cores
+# make demo-uag   attention-guided translation of drawn fruit, against its two ablations: 10 minutes on 2 CPU cores
 # make test       the test suite
-# Each starts from a fresh clone, and picks up where it was when run again. `rm -rf out/demo` starts the demo over.
+# Each starts from a fresh clone, and picks up where it was when run again. `rm -rf out/demo out/demo-uag` starts the demos over.
 
 PY := .venv/bin/python
-.PHONY: demo test clean
+.PHONY: demo demo-uag test clean
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.txt
@@ -14,18 +15,31 @@ PY := .venv/bin/python
 # Small enough for two cores: 32 px, a small teacher, one G step for each D step, a high learning rate, and the losses
 # that teach the attributes and keep the face (cls, rec) weighted up against the adversarial one.
 DEMO = out/demo
-DEMO_TRAIN = --n_critic=1 --lr=2e-3 --lambda_cls=5 --lambda_rec=70 --dtype=bfloat16 --log_interval=100 \
+DEMO_TRAIN = --n_critic=1 --lr=2e-3 --lambda_cls=5 --lambda_rec=60 --dtype=bfloat16 --log_interval=100 \
              --sample_interval=500 --ckpt_interval=500 --resume=True
 demo: .venv/installed
 	$(PY) data/toyfaces/prepare.py --image_size=32 --balance=1 --n_train=8000 --n_val=200 --n_test=500 --dst=$(DEMO)/data
 	$(PY) train_teacher.py --dataset=$(DEMO)/data --attrs=Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin \
-	    --conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4 --max_iters=3400 $(DEMO_TRAIN) --out_dir=$(DEMO)/T
-	$(PY) train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1400 $(DEMO_TRAIN) \
+	    --conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4 --max_iters=3000 $(DEMO_TRAIN) --out_dir=$(DEMO)/T
+	$(PY) train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1200 $(DEMO_TRAIN) \
 	    --lambda_att=0 --out_dir=$(DEMO)/S-without
-	$(PY) train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1400 $(DEMO_TRAIN) \
+	$(PY) train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1200 $(DEMO_TRAIN) \
 	    --lambda_att=10 --out_dir=$(DEMO)/S-with
 	$(PY) evaluate.py --ckpt=$(DEMO)/T/ckpt.pt,$(DEMO)/S-without/ckpt.pt,$(DEMO)/S-with/ckpt.pt \
-	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=4
+	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=3
+
+# 64 px, small nets, batches of 2; an epoch is 500 iterations. The switch comes when the maps have found the fruit.
+UAG = out/demo-uag
+UAG_TRAIN = --dataset=$(UAG)/data --ngf=16 --n_blocks=3 --ndf=32 --naf=16 --d_n_layers=2 --batch_size=2 --lr=1e-3 \
+            --n_epochs=3 --n_epochs_decay=1.5 --switch_epoch=1.5 --dtype=bfloat16 --log_interval=100 --sample_interval=500 \
+            --ckpt_interval=500 --resume=True
+demo-uag: .venv/installed
+	$(PY) data/toyfruit/prepare.py --n_train=1000 --n_test=100 --dst=$(UAG)/data
+	$(PY) train_uag.py $(UAG_TRAIN) --out_dir=$(UAG)/UAG
+	$(PY) train_uag.py $(UAG_TRAIN) --masked_d=False --out_dir=$(UAG)/UAG-D
+	$(PY) train_uag.py $(UAG_TRAIN) --attention=False --out_dir=$(UAG)/CycleGAN
+	$(PY) evaluate.py --ckpt=$(UAG)/UAG/ckpt.pt,$(UAG)/UAG-D/ckpt.pt,$(UAG)/CycleGAN/ckpt.pt \
+	    --out_dir=$(UAG)/eval --clf_dir=$(UAG)/clf --clf_epochs=6
 
 test: .venv/installed
 	$(PY) -m pytest -q tests

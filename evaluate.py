@@ -85,8 +85,11 @@ config = {k: globals()[k] for k in config_keys}  # saved with whatever this scri
 # classifier
 
 
-def train_classifier(x, y, size, multi_label, epochs, lr, batch_size, device):
-    """ResNet-18 from scratch on x (N, H, W, 3) uint8 and y (N, c) -> net of (B, 3, size, size) in [-1, 1] to (B, c)."""
+def train_classifier(x, y, to_x, size, multi_label, epochs, lr, batch_size, device):
+    """ResNet-18 from scratch on x (N, H, W, 3) uint8 and y (N, c) -> net of (B, 3, size, size) in [-1, 1] to (B, c).
+
+    to_x(x, size) makes the one out of the other, as the nets under test do it.
+    """
     clf, batch_size = torchvision.models.resnet18(num_classes=y.shape[1]).to(device), min(batch_size, len(x))
     n_steps = epochs * (len(x) // batch_size)
     opt = torch.optim.AdamW(clf.parameters(), lr, weight_decay=0.01)
@@ -96,7 +99,7 @@ def train_classifier(x, y, size, multi_label, epochs, lr, batch_size, device):
         if step % (len(x) // batch_size) == 0:
             order = torch.randperm(len(x))
         i = order[step % (len(x) // batch_size) * batch_size:][:batch_size]
-        x_b = to_float(x[i].to(device), size)
+        x_b = to_x(x[i].to(device), size)
         x_b = torch.where((torch.rand(len(i)) < 0.5).to(device)[:, None, None, None], x_b.flip(3), x_b)
         loss = cls_loss(clf(x_b), y[i].to(device), multi_label)
         opt.zero_grad()
@@ -110,13 +113,13 @@ def train_classifier(x, y, size, multi_label, epochs, lr, batch_size, device):
     return clf.eval()
 
 
-def get_classifier(x, y, size, multi_label, meta, device):
+def get_classifier(x, y, to_x, size, multi_label, meta, device):
     """The classifier of these data and settings: from the cache if it is there, else trained and put there."""
     settings = dict(arch='resnet18', size=size, epochs=clf_epochs, lr=clf_lr, seed=seed)
     key = hashlib.sha256((json.dumps([meta, settings]) + repr(y.sum(0).tolist())).encode()).hexdigest()[:10]
     path = os.path.join(clf_dir, f"{meta['dataset']}_{size}px_resnet18_{key}.pt")
     if not os.path.exists(path):
-        clf = train_classifier(x, y, size, multi_label, clf_epochs, clf_lr, 64, device)
+        clf = train_classifier(x, y, to_x, size, multi_label, clf_epochs, clf_lr, 64, device)
         save_ckpt(path, clf.state_dict())
     clf = torchvision.models.resnet18(num_classes=y.shape[1]).to(device).eval()
     clf.load_state_dict(torch.load(path, map_location=device, weights_only=True))
@@ -276,7 +279,7 @@ def evaluate_uag(ckpts, modules, labels, data_dir, meta, device):
     train, test = ([load(split + side + '_x') for side in 'AB'] for split in ('train', 'test'))
     has_masks = os.path.exists(os.path.join(data_dir, 'testA_m.npy'))
     y = torch.eye(2).repeat_interleave(torch.tensor([len(x) for x in train]), 0)
-    clf = get_classifier(torch.cat(train), y, size, False, meta, device)
+    clf = get_classifier(torch.cat(train), y, whole_images, size, False, meta, device)
     real, results, shown = [], [], {0: [], 1: []}
     for x in test:
         calls, features = zip(*(classify(clf, whole_images(b.to(device), size), False) for b in x.split(batch_size)))
@@ -390,7 +393,8 @@ if __name__ == '__main__':
     known = test_y[:, [attrs.index(name) for name in shown]].sum(1) > 0 if not multi_label else test_y[:, 0] >= 0
 
     # classifier, and how good it is on real test images
-    clf = get_classifier(*load_split(data_dir, meta, 'train', attrs), size, multi_label, meta, device)
+    train = load_split(data_dir, meta, 'train', attrs)
+    clf = get_classifier(*train, to_float, size, multi_label, meta, device)
     real, hits = Moments(), torch.zeros(2, 2, len(attrs))  # hits[label, call]
     for i in known.nonzero().flatten().split(batch_size):
         calls, features = classify(clf, to_float(test_x[i].to(device), size), multi_label)

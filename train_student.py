@@ -265,10 +265,8 @@ def load_ckpt(path, *kinds):
         if not isinstance(ckpt, dict) or ckpt.get('kind') not in kinds:
             sys.exit(f"{path}: no {' or '.join(kinds)} checkpoint of these scripts")
         return ckpt
-    except OSError as e:
-        sys.exit(f'{path}: cannot read it: {e.strerror or e}')
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
-        sys.exit(f'{path}: not a checkpoint, or damaged: {str(e).splitlines()[0] if str(e) else type(e).__name__}')
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+        sys.exit(f'{path}: not a checkpoint, or a damaged one: {(str(e) or type(e).__name__).splitlines()[0]}')
 
 
 def load_script(ckpt, path='', flag='--script'):
@@ -338,8 +336,8 @@ if __name__ == '__main__':
                  f"they must be the same, in the same order")
     if dtype not in ('float32', 'bfloat16'):
         sys.exit(f'--dtype={dtype}: float32 or bfloat16')
-    if not min(max_iters, batch_size, n_critic, lr, conv_dim, n_blocks, d_conv_dim, d_n_layers, n_samples,
-               log_interval, sample_interval, ckpt_interval) > 0:
+    if not all(v > 0 for v in (max_iters, batch_size, n_critic, lr, conv_dim, n_blocks, d_conv_dim, d_n_layers,
+                               n_samples, log_interval, sample_interval, ckpt_interval)):
         sys.exit('max_iters, batch_size, n_critic, lr, n_samples, the intervals and the nets\' sizes must be above 0')
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device_type = device.split(':')[0]

@@ -327,10 +327,8 @@ def load_ckpt(path, *kinds):
         if not isinstance(ckpt, dict) or ckpt.get('kind') not in kinds:
             sys.exit(f"{path}: no {' or '.join(kinds)} checkpoint of these scripts")
         return ckpt
-    except OSError as e:
-        sys.exit(f'{path}: cannot read it: {e.strerror or e}')
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
-        sys.exit(f'{path}: not a checkpoint, or damaged: {str(e).splitlines()[0] if str(e) else type(e).__name__}')
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+        sys.exit(f'{path}: not a checkpoint, or a damaged one: {(str(e) or type(e).__name__).splitlines()[0]}')
 
 
 if __name__ == '__main__':
@@ -350,9 +348,10 @@ if __name__ == '__main__':
                  f'--d_n_layers={d_n_layers} and at most {load_size}, the size of {data_dir}')
     if gen_input not in ('foreground', 'full') or dtype not in ('float32', 'bfloat16'):
         sys.exit(f'--gen_input={gen_input}: foreground or full; --dtype={dtype}: float32 or bfloat16')
-    if not min(n_epochs, batch_size, lr, n_samples, d_n_layers, log_interval, sample_interval, ckpt_interval) > 0:
+    if not all(v > 0 for v in (n_epochs, batch_size, lr, n_samples, d_n_layers, log_interval, sample_interval,
+                               ckpt_interval)):
         sys.exit('n_epochs, batch_size, lr, n_samples, d_n_layers and the intervals must be above 0')
-    if not (min(switch_epoch, n_epochs_decay, pool_size, lambda_cyc, lambda_idt) >= 0 and 0 < tau < 1):
+    if not (all(v >= 0 for v in (switch_epoch, n_epochs_decay, pool_size, lambda_cyc, lambda_idt)) and 0 < tau < 1):
         sys.exit('switch_epoch, n_epochs_decay, pool_size and the lambdas must not be below 0, tau between 0 and 1')
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device_type = device.split(':')[0]
