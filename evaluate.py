@@ -174,8 +174,8 @@ def frechet_distance(mean1, cov1, mean2, cov2):
 def kid(real, fake, generator):
     """Kernel Inception distance's estimator (Binkowski et al. 2018) on features (N, d) and (M, d) float64 -> mean, std.
 
-    Unbiased MMD^2 with k(x, y) = (x.y / d + 1)^3, over 100 subsets of min(1000, N, M) drawn without replacement; with
-    fewer than 1000 features on the smaller side, only the larger one is drawn from, and the spread says less.
+    Unbiased MMD^2 with k(x, y) = (x.y / d + 1)^3, over 100 subsets of n = min(1000, N, M) drawn without replacement.
+    With N = M <= 1000 every subset is the whole, and the spread 0.
     """
     n, values = min(1000, len(real), len(fake)), []
     for _ in range(100):
@@ -183,6 +183,8 @@ def kid(real, fake, generator):
         kxx, kyy, kxy = (((a @ b.T) / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         off = sum((k.sum() - k.trace()) / (n * (n - 1)) for k in (kxx, kyy))
         values.append((off - 2 * kxy.mean()).item())
+        if n == len(real) == len(fake):
+            break
     return float(np.mean(values)), float(np.std(values))
 
 
@@ -333,7 +335,7 @@ def evaluate_uag(ckpts, modules, labels, data_dir, meta, device):
     for r in results:
         values = [r.get(name, float('nan')) for name, _ in columns]
         rows.append([f"{r['label']} {r['direction']}", percent(r['accuracy']),
-                     f"{r['kid_clf']:.2f} +- {r['kid_clf_std']:.2f}",
+                     f"{r['kid_clf']:.2f}" + (f" +- {r['kid_clf_std']:.2f}" if r['kid_clf_std'] else ''),
                      *(format(v, spec) if v == v else '-' for v, (_, spec) in zip(values, columns))])
     for k, domain in enumerate(domains):
         rows.append([f'real {domain}', percent(real[k][0][k]), *['-'] * 7])

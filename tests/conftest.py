@@ -13,7 +13,7 @@ sys.path.insert(0, ROOT)
 
 
 def run(*args, ok=True, cwd=ROOT, env=None):
-    """Runs `python args...` -> its output (stdout and stderr). With ok=False it must fail with exit code 1, in one line."""
+    """Runs `python args...` -> what it printed. With ok=False it must fail with exit code 1 and one line on stderr."""
     done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True,
                           env={**os.environ, **(env or {})})
     if ok:
@@ -51,8 +51,10 @@ def data(tmp_path_factory):
     return make_data(str(tmp_path_factory.mktemp('data') / 'tiny'))
 
 
-TINY = ['--attrs=all', '--conv_dim=4', '--n_blocks=1', '--d_conv_dim=4', '--d_n_layers=3', '--batch_size=4', '--n_critic=2',
-        '--max_iters=4', '--log_interval=2', '--sample_interval=2', '--ckpt_interval=2', '--n_samples=2', '--device=cpu']
+TINY = ['--attrs=all', '--conv_dim=4', '--n_blocks=1', '--d_conv_dim=4', '--d_n_layers=3', '--batch_size=4',
+        '--n_critic=2', '--max_iters=4', '--log_interval=2', '--sample_interval=2', '--ckpt_interval=2',
+        '--n_samples=2', '--device=cpu']
+TINY_S = [arg for arg in TINY if not arg.startswith(('--attrs', '--conv_dim', '--d_'))] + ['--conv_dim=2']  # a student
 
 
 @pytest.fixture(scope='session')

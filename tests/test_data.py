@@ -1,4 +1,4 @@
-"""The prepare scripts: the same seed gives the same bytes, what they write is what they say, mistakes damage nothing."""
+"""The prepare scripts: same seed, same bytes; what they write is what they say; mistakes damage nothing."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ def test_toyfaces(tmp_path):
     assert meta['label'] == 'multi' and len(meta['attrs']) == 15 and meta['counts'] == dict(train=40, val=4, test=12)
     assert a['train_x.npy'].shape == (40, 32, 32, 3) and a['train_y.npy'].shape == (40, 15)
     assert a['test_m.npy'].shape == (12, 15, 32, 32) and a['test_m.npy'].any((2, 3)).all()  # every region is somewhere
-    assert not os.path.exists(tmp_path / 'a' / 'train_m.npy') and not [f for f in os.listdir(tmp_path / 'a') if 'tmp' in f]
+    assert 'train_m.npy' not in a and not [f for f in os.listdir(tmp_path / 'a') if 'tmp' in f]
     assert 'already there' in run(*FACES, f'--dst={tmp_path}/a')
     before = (tmp_path / 'a' / 'train_x.npy').stat().st_mtime_ns
     assert '--force=True' in run(*FACES, f'--dst={tmp_path}/a', '--clutter=0.5', ok=False)
@@ -71,7 +71,8 @@ def test_toyfaces_change_lies_in_the_region():
         k, inside, n = toy.ATTRS.index(name), 0, 0
         for i in range(40):
             x, y, m = toy.draw_face(i, 'test', 64)
-            if y[k] or y[toy.ATTRS.index('Bald')] or y[toy.ATTRS.index('Male')] == 0 or y[toy.ATTRS.index('Wearing_Hat')]:
+            has = dict(zip(toy.ATTRS, y))
+            if has[name] or has['Bald'] or has['Wearing_Hat'] or not has['Male']:
                 continue
             y2 = y.copy()
             if name == 'Blond_Hair':
@@ -145,7 +146,8 @@ def test_celeba_bad_images_are_skipped_and_listed(celeba, tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     run(*CELEBA, f'--src={src}', f'--dst={tmp_path}/a')
     a = arrays(tmp_path / 'a')
-    assert len(a['train_x.npy']) == 5 and len(a['val_x.npy']) == 2 and np.array_equal(a['train_y.npy'], y[[0, 2, 3, 4, 5]])
+    assert len(a['train_x.npy']) == 5 and len(a['val_x.npy']) == 2
+    assert np.array_equal(a['train_y.npy'], y[[0, 2, 3, 4, 5]])
     skipped = (tmp_path / 'a' / 'skipped.txt').read_text()
     assert '000002.jpg' in skipped and '000008.jpg' in skipped
     assert 'max_bad' in run(*CELEBA, f'--src={src}', f'--dst={tmp_path}/b', '--max_bad=1', ok=False)

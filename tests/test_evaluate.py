@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from evaluate import Moments, cost, frechet_distance, localisation, to_uint8
+from evaluate import Moments, cost, frechet_distance, kid, localisation, to_uint8
 from train_student import Generator, overlay
 
 
@@ -27,7 +27,7 @@ def test_frechet_distance_closed_forms():
     assert frechet_distance(m1, c1, m2, c1) == pytest.approx(((m1 - m2) ** 2).sum().item(), rel=1e-9)
     assert frechet_distance(m1, c1, m1, c1) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(m1, c1, m1, 4 * c1) == pytest.approx(c1.trace().item(), rel=1e-9)  # (2 - 1)^2 tr C
-    low = torch.diag(torch.tensor([1., 2, 0, 0, 0, 0, 0, 0], dtype=torch.float64))  # singular: fewer images than features
+    low = torch.diag(torch.tensor([1., 2, 0, 0, 0, 0, 0, 0], dtype=torch.float64))  # singular
     assert frechet_distance(m1, low, m1, 9 * low) == pytest.approx(4 * 3, rel=1e-9)
 
 
@@ -38,6 +38,20 @@ def test_moments_in_batches():
         moments.add(batch)
     mean, cov = moments.mean_cov()
     assert torch.allclose(mean, x.mean(0)) and torch.allclose(cov, x.T.cov())
+
+
+def test_kid_is_the_double_loop_and_unbiased():
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64) + 1
+    k = lambda a, b: (float(a @ b) / 4 + 1) ** 3
+    pairs = [(i, j) for i in range(9) for j in range(9)]
+    want = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in pairs if i != j) / 72
+    want -= 2 * sum(k(x[i], y[j]) for i, j in pairs) / 81
+    mean, std = kid(x, y, torch.Generator().manual_seed(0))
+    assert mean == pytest.approx(want) and std == pytest.approx(0, abs=1e-12)
+    x, y = torch.randn(2, 3000, 8, dtype=torch.float64)
+    mean, std = kid(x, y, torch.Generator().manual_seed(0))
+    assert abs(mean) < 0.02 and 0 < std < 0.02  # the same distribution: 0 but for noise
+    assert kid(x, y + 1, torch.Generator().manual_seed(0))[0] > 1
 
 
 def test_localisation():
