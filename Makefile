@@ -1,5 +1,5 @@
-# make demo       a teacher, a student without and one with attention distillation, compared: 10 minutes on 2 CPU cores
-# make demo-uag   attention-guided translation of drawn fruit, against its two ablations: 10 minutes on 2 CPU cores
+# make demo       a teacher, a student without and one with attention loss, compared: 10 minutes on 2 CPU cores
+# make demo-uag   attention-guided translation of drawn fruit and its two ablations: 10 minutes on 2 CPU cores
 # make test       the test suite
 # Each starts from a fresh clone, and picks up where it was when run again. `rm -rf out/demo out/demo-uag` starts the demos over.
 
@@ -31,8 +31,8 @@ demo: .venv/installed
 # 64 px, small nets, batches of 2; an epoch is 500 iterations. The switch comes when the maps have found the fruit.
 UAG = out/demo-uag
 UAG_TRAIN = --dataset=$(UAG)/data --ngf=16 --n_blocks=3 --ndf=32 --naf=16 --d_n_layers=2 --batch_size=2 --lr=1e-3 \
-            --n_epochs=3 --n_epochs_decay=1.5 --switch_epoch=1.5 --dtype=bfloat16 --log_interval=100 --sample_interval=500 \
-            --ckpt_interval=500 --resume=True
+            --n_epochs=3 --n_epochs_decay=1.5 --switch_epoch=1.5 --dtype=bfloat16 --log_interval=100 \
+            --sample_interval=500 --ckpt_interval=500 --resume=True
 demo-uag: .venv/installed
 	$(PY) data/toyfruit/prepare.py --n_train=1000 --n_test=100 --dst=$(UAG)/data
 	$(PY) train_uag.py $(UAG_TRAIN) --out_dir=$(UAG)/UAG

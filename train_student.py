@@ -62,7 +62,7 @@ lambda_rec = 10.0  # cycle reconstruction: higher keeps faces more, up to ignori
 lambda_gp = 10.0  # gradient penalty
 lambda_att = 10.0  # attention, eq. (5); 0 is the paper's "S w/o att loss", and costs what it costs without a teacher
 cam = 'gradcam'  # eq. (1)-(2); 'hirescam' does not pool the gradient: sharper maps
-att_norm = 'none'  # L_att on maps as they are, or each divided by its 'l2' norm or its 'max': blind to their scale
+att_norm = 'l2'  # L_att on maps each divided by its 'l2' norm or its 'max', or 'none': README, Results, says why l2
 n_critic = 5  # D steps for each G step; 1 makes the most of a short run, 5 is WGAN-GP's advice for a long one
 # optimiser
 max_iters = 200000  # D steps

@@ -328,8 +328,8 @@ def test_evaluate_both_directions_with_and_without_attention(data, runs, tmp_pat
         m = np.zeros((n, 20, 20), np.uint8)
         m[:, :, :10] = 1
         np.save(data / f'test{side}_m.npy', m)
-    run('train_uag.py', f'--dataset={data}', f'--out_dir={tmp_path}/plain', '--n_epochs=0.5', '--attention=False', *TINY,
-        env=ONE)
+    run('train_uag.py', f'--dataset={data}', f'--out_dir={tmp_path}/plain', '--n_epochs=0.5', *TINY,
+        '--attention=False', env=ONE)
     args = ['evaluate.py', f'--ckpt={runs[0]}/whole/ckpt.pt,{tmp_path}/plain/ckpt.pt', '--device=cpu', '--clf_epochs=1',
             f'--out_dir={tmp_path}/e', f'--clf_dir={tmp_path}/clf', '--save_images=True', '--batch_size=2']
     out = run(*args, env=ONE)
