@@ -1,7 +1,8 @@
 # make demo       a teacher, a student without and one with attention loss, compared: 10 minutes on 2 CPU cores
 # make demo-uag   attention-guided translation of drawn fruit and its two ablations: 10 minutes on 2 CPU cores
 # make test       the test suite
-# Each starts from a fresh clone, and picks up where it was when run again. `rm -rf out/demo out/demo-uag` starts the demos over.
+# Each starts from a fresh clone, and picks up where it was when run again.
+# `rm -rf out/demo out/demo-uag` starts the demos over.
 
 PY := .venv/bin/python
 .PHONY: demo demo-uag test clean
@@ -15,15 +16,15 @@ PY := .venv/bin/python
 # Small enough for two cores: 32 px, a small teacher, one G step for each D step, a high learning rate, and the losses
 # that teach the attributes and keep the face (cls, rec) weighted up against the adversarial one.
 DEMO = out/demo
-DEMO_TRAIN = --n_critic=1 --lr=2e-3 --lambda_cls=5 --lambda_rec=60 --dtype=bfloat16 --log_interval=100 \
+DEMO_TRAIN = --n_critic=1 --lr=2e-3 --lambda_cls=7 --lambda_rec=70 --dtype=bfloat16 --log_interval=100 \
              --sample_interval=500 --ckpt_interval=500 --resume=True
 demo: .venv/installed
 	$(PY) data/toyfaces/prepare.py --image_size=32 --balance=1 --n_train=8000 --n_val=200 --n_test=500 --dst=$(DEMO)/data
 	$(PY) train_teacher.py --dataset=$(DEMO)/data --attrs=Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin \
-	    --conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4 --max_iters=3000 $(DEMO_TRAIN) --out_dir=$(DEMO)/T
-	$(PY) train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1200 $(DEMO_TRAIN) \
+	    --conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4 --max_iters=3600 $(DEMO_TRAIN) --out_dir=$(DEMO)/T
+	$(PY) train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1000 $(DEMO_TRAIN) \
 	    --lambda_att=0 --out_dir=$(DEMO)/S-without
-	$(PY) train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1200 $(DEMO_TRAIN) \
+	$(PY) train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1000 $(DEMO_TRAIN) \
 	    --lambda_att=10 --out_dir=$(DEMO)/S-with
 	$(PY) evaluate.py --ckpt=$(DEMO)/T/ckpt.pt,$(DEMO)/S-without/ckpt.pt,$(DEMO)/S-with/ckpt.pt \
 	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=3
