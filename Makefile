@@ -28,7 +28,7 @@ demo: .venv/installed
 	export OMP_NUM_THREADS=1; $(PY) $(DEMO_S) --lambda_att=0 --out_dir=$(DEMO)/S-without & a=$$!; \
 	    $(PY) $(DEMO_S) --lambda_att=10 --out_dir=$(DEMO)/S-with && wait $$a
 	$(PY) evaluate.py --ckpt=$(DEMO)/T/ckpt.pt,$(DEMO)/S-without/ckpt.pt,$(DEMO)/S-with/ckpt.pt \
-	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=3
+	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=4
 
 # 64 px, small nets, batches of 2; an epoch is 500 iterations. The switch comes when the maps have found the fruit.
 UAG = out/demo-uag
