@@ -1,9 +1,11 @@
 """Shared by the tests: the repository on the import path, one command runner, tiny data sets."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,16 +14,64 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 
-def run(*args, ok=True, cwd=ROOT, env=None):
-    """Runs `python args...` -> what it printed. With ok=False it must fail with exit code 1 and one line on stderr."""
-    done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, **(env or {})})
+# A process that has torch loaded already and forks for each command: importing it anew would be most of the tests' time.
+ZYGOTE = """
+import json, os, runpy, sys, traceback
+import numpy, torch, torchvision
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        for fd, path in ((0, os.devnull), (1, job['out']), (2, job['err'])):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), fd)
+        sys.stdin = open(0)
+        os.chdir(job['cwd'])
+        sys.argv, sys.path[0], code = job['args'], os.path.dirname(os.path.abspath(job['args'][0])), 0
+        if job['threads']:
+            torch.set_num_threads(job['threads'])
+        try:
+            runpy.run_path(job['args'][0], run_name='__main__')
+        except SystemExit as e:  # as the interpreter does it
+            code = e.code if isinstance(e.code, int) else int(e.code is not None)
+            if isinstance(e.code, str):
+                print(e.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@functools.cache
+def zygote():
+    return subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run(*args, ok=True, cwd=ROOT, env=None, threads=0):
+    """Runs `python args...` -> what it printed. With ok=False it must fail with exit code 1 and one line on stderr.
+
+    env starts a fresh interpreter with these variables; without it the command is forked off one that is running.
+    """
+    if env or str(args[0]).startswith('-'):
+        done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True,
+                              env={**os.environ, **(env or {})})
+        code, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            job = dict(args=[*map(str, args)], cwd=str(cwd), threads=threads, out=folder + '/out', err=folder + '/err')
+            zygote().stdin.write(json.dumps(job) + '\n')
+            zygote().stdin.flush()
+            code = int(zygote().stdout.readline())
+            out, err = (open(path, errors='replace').read() for path in (job['out'], job['err']))
     if ok:
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
-    assert 'Traceback' not in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    return done.stderr.strip()
+        assert code == 0, out + err
+        return out + err
+    assert code == 1, (code, out, err)
+    assert 'Traceback' not in err and len(err.strip().splitlines()) == 1, err
+    return err.strip()
 
 
 def make_data(folder, attrs='a,b,c', label='multi', n=24, size=16, seed=0):

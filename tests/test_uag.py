@@ -242,7 +242,6 @@ def test_switch():
 
 TINY = ['--image_size=16', '--ngf=4', '--n_blocks=1', '--ndf=4', '--naf=4', '--d_n_layers=2', '--pool_size=3',
         '--lr=1e-3', '--log_interval=2', '--sample_interval=4', '--ckpt_interval=4', '--n_samples=2', '--device=cpu']
-ONE = dict(OMP_NUM_THREADS='1')  # nets this small are slower on two threads
 
 
 @pytest.fixture(scope='module')
@@ -264,10 +263,10 @@ def runs(data, tmp_path_factory):
     """Three epochs with the switch amid the second, at once and in three pieces -> folder, ckpts by piece."""
     out, pieces = tmp_path_factory.mktemp('out'), []
     args = ['train_uag.py', f'--dataset={data}', '--switch_epoch=1.5', *TINY]
-    run(*args, f'--out_dir={out}/whole', '--n_epochs=3', '--n_epochs_decay=1', env=ONE)
+    run(*args, f'--out_dir={out}/whole', '--n_epochs=3', '--n_epochs_decay=1', threads=1)
     for n_epochs, decay in ((1, 0), (2, 0), (3, 1)):  # lr falls in the third epoch only
         run(*args, f'--out_dir={out}/parts', '--resume=True', f'--n_epochs={n_epochs}', f'--n_epochs_decay={decay}',
-            env=ONE)
+            threads=1)
         pieces.append(torch.load(out / 'parts/ckpt.pt', weights_only=True))
     return out, pieces
 
@@ -329,10 +328,10 @@ def test_evaluate_both_directions_with_and_without_attention(data, runs, tmp_pat
         m[:, :, :10] = 1
         np.save(data / f'test{side}_m.npy', m)
     run('train_uag.py', f'--dataset={data}', f'--out_dir={tmp_path}/plain', '--n_epochs=0.5', *TINY,
-        '--attention=False', env=ONE)
+        '--attention=False', threads=1)
     args = ['evaluate.py', f'--ckpt={runs[0]}/whole/ckpt.pt,{tmp_path}/plain/ckpt.pt', '--device=cpu', '--clf_epochs=1',
             f'--out_dir={tmp_path}/e', f'--clf_dir={tmp_path}/clf', '--save_images=True', '--batch_size=2']
-    out = run(*args, env=ONE)
+    out = run(*args, threads=1)
     r = json.loads((tmp_path / 'e/results.json').read_text())['checkpoints']
     assert [(c['label'], c['direction'], c['n']) for c in r] == [
         ('whole', 'red->blue', 2), ('whole', 'blue->red', 3), ('plain', 'red->blue', 2), ('plain', 'blue->red', 3)]
@@ -350,20 +349,20 @@ def test_evaluate_both_directions_with_and_without_attention(data, runs, tmp_pat
     assert np.abs(got - want).max() <= 1
     teacher = tmp_path / 'no.pt'
     torch.save({'kind': 'stargan'}, teacher)
-    assert 'in one list' in run('evaluate.py', f'--ckpt={runs[0]}/whole/ckpt.pt,{teacher}', ok=False, env=ONE)
+    assert 'in one list' in run('evaluate.py', f'--ckpt={runs[0]}/whole/ckpt.pt,{teacher}', ok=False, threads=1)
 
 
 def test_ablations_never_switch(data, tmp_path):
     args = ['train_uag.py', f'--dataset={data}', '--switch_epoch=0', '--n_epochs=0.5', *TINY, '--lambda_idt=1']
     for flag in ('attention', 'masked_d'):
-        text = run(*args, f'--{flag}=False', f'--out_dir={tmp_path}/{flag}', env=ONE)
+        text = run(*args, f'--{flag}=False', f'--out_dir={tmp_path}/{flag}', threads=1)
         ckpt = torch.load(tmp_path / flag / 'ckpt.pt', weights_only=True)
         assert 'switch: ' not in text and not ckpt['switched'] and ckpt['iter'] == 2 and ' idt_s ' in text
         assert ('A_s mean' in text) == (ckpt['A_s'] is not None) == (ckpt['a_args'] is not None) == (flag == 'masked_d')
 
 
 def test_stops_on_a_loss_that_is_not_finite_before_any_checkpoint(data, tmp_path):
-    said = run('train_uag.py', f'--dataset={data}', f'--out_dir={tmp_path}/o', *TINY, '--lr=1e30', ok=False, env=ONE)
+    said = run('train_uag.py', f'--dataset={data}', f'--out_dir={tmp_path}/o', *TINY, '--lr=1e30', ok=False, threads=1)
     assert 'not finite: the loss ' in said and said in (tmp_path / 'o/log.txt').read_text()
     assert not os.path.exists(tmp_path / 'o/ckpt.pt')
 
@@ -373,4 +372,4 @@ def test_stops_on_a_loss_that_is_not_finite_before_any_checkpoint(data, tmp_path
     (['--image_size=24'], 'at most 20')])
 def test_a_users_mistake_is_one_line(data, runs, args, says):
     out = runs[0] / 'parts'
-    assert says in run('train_uag.py', f'--dataset={data}', f'--out_dir={out}', *TINY, *args, ok=False, env=ONE)
+    assert says in run('train_uag.py', f'--dataset={data}', f'--out_dir={out}', *TINY, *args, ok=False, threads=1)
