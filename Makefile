@@ -48,3 +48,76 @@ test: .venv/installed
 
 clean:
 	rm -rf out .venv
+
+# The experiments of the attention distillation paper, on prepared data (python data/celeba/prepare.py --src=...).
+# A finished run is skipped, an interrupted one goes on where it was. In small, on drawn faces:
+# `make table1 DATASET=toyfaces SIZE=64 ITERS=20000 SEEDS=0 TRAIN=--dtype=bfloat16`
+OUT = out
+DATASET = celeba
+DATASET4 = toyexpressions
+SIZE = 128
+# 0: as the data is
+SIZE4 = 0
+ITERS = 200000
+# one student each
+SEEDS = 0 1 2
+T_NET = --conv_dim=64 --n_blocks=6
+S_NET = --conv_dim=32 --n_blocks=3
+LITE_NET = --conv_dim=16 --n_blocks=1
+# residual blocks of the ablation, from the last on; S has 3
+BLOCKS = -2 -3
+# more flags, for every training run and for evaluate.py
+TRAIN =
+EVAL =
+PSEUDO = --attrs=Brown_Hair,Gray_Hair,Bald,Straight_Hair --pseudo=Black_Hair,Blond_Hair,Wearing_Hat,Wavy_Hair
+.PHONY: table1 table2 table3 table4 ablation teacher1
+
+TEACHER = $(PY) train_teacher.py $(T_NET) --max_iters=$(ITERS) $(TRAIN) --resume=True
+STUDENT = $(PY) train_student.py --max_iters=$(ITERS) $(TRAIN) --resume=True
+# $(call with_and_without,out_dir of all of them,flags): for every seed a student without and one with attention loss
+with_and_without = for s in $(SEEDS); do for a in 0 10; do \
+                       $(STUDENT) $(2) --lambda_att=$$a --seed=$$s --out_dir=$(1)-att$$a-s$$s || exit 1; done; done
+# $(call compare,out_dir,teacher's folder,folders of the students): the table of evaluate.py
+compare = $(PY) evaluate.py --ckpt=$$(echo $(2)/ckpt.pt $(3)/ckpt.pt | tr ' ' ,) --out_dir=$(1) $(EVAL)
+
+teacher1: .venv/installed
+	$(TEACHER) --dataset=$(DATASET) --image_size=$(SIZE) --out_dir=$(OUT)/table1/T
+
+# T, S without and S with attention loss, 7 attributes
+table1: teacher1
+	$(call with_and_without,$(OUT)/table1/S,$(S_NET) --teacher=$(OUT)/table1/T/ckpt.pt)
+	$(call compare,$(OUT)/table1,$(OUT)/table1/T,$(OUT)/table1/S-*)
+
+# S-Lite, with the teacher of table 1
+table2: teacher1
+	$(call with_and_without,$(OUT)/table2/S-Lite,$(LITE_NET) --teacher=$(OUT)/table1/T/ckpt.pt)
+	$(call compare,$(OUT)/table2,$(OUT)/table1/T,$(OUT)/table2/S-*)
+
+# pseudo-attention: teacher and students have different attributes
+table3: .venv/installed
+	$(TEACHER) --dataset=$(DATASET) --image_size=$(SIZE) --out_dir=$(OUT)/table3/T \
+	    --attrs=Black_Hair,Blond_Hair,Wearing_Hat,Wavy_Hair
+	$(call with_and_without,$(OUT)/table3/S,$(S_NET) $(PSEUDO) --teacher=$(OUT)/table3/T/ckpt.pt)
+	$(call compare,$(OUT)/table3,$(OUT)/table3/T,$(OUT)/table3/S-*)
+
+# S-Lite on facial expressions, one class for each image
+table4: .venv/installed
+	$(TEACHER) --dataset=$(DATASET4) --image_size=$(SIZE4) --attrs=all --out_dir=$(OUT)/table4/T
+	$(call with_and_without,$(OUT)/table4/S-Lite,$(LITE_NET) --teacher=$(OUT)/table4/T/ckpt.pt)
+	$(call compare,$(OUT)/table4,$(OUT)/table4/T,$(OUT)/table4/S-*)
+
+# S by map, norm and weight of L_att (18 students for each seed) and by block; S without, and two controls, which should
+# not help: an untrained teacher (one iteration), and the teacher's maps dealt to other images
+ablation: teacher1
+	$(TEACHER) --dataset=$(DATASET) --image_size=$(SIZE) --max_iters=1 --out_dir=$(OUT)/ablation/T-untrained
+	for s in $(SEEDS); do \
+	    train() { name=$$1; shift; $(STUDENT) $(S_NET) --seed=$$s --teacher=$(OUT)/table1/T/ckpt.pt "$$@" \
+	                  --out_dir=$(OUT)/ablation/S-$$name-s$$s || exit 1; }; \
+	    train without --lambda_att=0; \
+	    train untrained --teacher=$(OUT)/ablation/T-untrained/ckpt.pt; \
+	    train shuffled --att_control=shuffle; \
+	    for b in $(BLOCKS); do train block$$b --hook_block=$$b; done; \
+	    for cam in gradcam hirescam; do for norm in none l2 max; do for a in 1 10 100; do \
+	        train $$cam-$$norm-att$$a --cam=$$cam --att_norm=$$norm --lambda_att=$$a; \
+	    done; done; done; done
+	$(call compare,$(OUT)/ablation,$(OUT)/table1/T,$(OUT)/ablation/S-*)

@@ -1,35 +1,41 @@
 """
-Compares trained generators: one table with a row per checkpoint, and a picture beside it.
+Compares trained generators, or any two folders of images, and translates photos.
 
-    python evaluate.py --ckpt=out/teacher/ckpt.pt,out/s0/ckpt.pt,out/s10/ckpt.pt
+    python evaluate.py --ckpt=out/teacher/ckpt.pt,out/s0/ckpt.pt,out/s10/ckpt.pt    # the paper's tables and figures
+    python evaluate.py --ckpt=out/uag/ckpt.pt,out/uag_d/ckpt.pt,out/cyclegan/ckpt.pt     # train_uag.py: both directions
+    python evaluate.py --real_dir=photos --fake_dir=fakes      # FID and KID of two folders, or of .npz statistics
+    python evaluate.py --ckpt=out/s10/ckpt.pt --input=me.jpg --attrs=Eyeglasses,Blond_Hair --out=me    # photos
 
-Accuracy (as in Tables 1-4 of the paper): every test image without an attribute is translated to have it; the share
-    that a classifier trained on real images calls positive. It is trained here, once per data set, and cached.
-FD-clf: Frechet distance between the classifier's features of the real test images and of all those translations.
-    No FID: the features are other ones; compare it within one table only.
-Where the data knows the region of each attribute (drawn faces): energy = share of the Grad-CAM map inside the region
-    over the region's share of the image (1 = chance); point = maximum inside; IoU at the threshold that gives the
-    region's area; dead = maps that are zero everywhere (left out of these three); leak = mean |x_fake - x| outside,
-    images in [-1, 1].
-Cost: parameters, multiply-adds and latency of the generator for one image.
+Accuracy (Tables 1-4): every test image without an attribute is translated to have it; the share that a classifier
+    trained on real images calls positive. It is trained here, once per data set and settings, and cached.
+FID, KID: distances between Inception features of the real test images and of all those translations.
+FD-clf: the Frechet distance in the classifier's features instead: for comparison within one table only.
+Maps, where the data knows the region of each attribute: energy = share of the map inside the region over the region's
+    share of the image (1 = chance); point = maximum inside; IoU at the threshold that gives the region's area; dead =
+    maps that are zero everywhere, left out of these three; leak = mean |x_fake - x| outside, images in [-1, 1]; object
+    = the same inside. Of train_uag.py also IoU of [A >= tau] and of [A >= 0.5]; soft = share of A in (0.1, 0.9).
+Checkpoints with one configuration but for the seed become one row, mean and standard deviation. Under the table:
+    differences of mean accuracy, with a 95 % interval by paired bootstrap over the test images.
 
-Checkpoints of train_uag.py are compared among themselves, both directions each:
-
-    python evaluate.py --ckpt=out/uag/ckpt.pt,out/uag_d/ckpt.pt,out/cyclegan/ckpt.pt
-
-Accuracy: share of translations that a classifier of the two domains takes for the target's. KID-clf (x100): unbiased
-    kernel distance to the target's test images in that classifier's features. soft = share of map pixels between 0.1
-    and 0.9. Where objects are known: IoU of [A >= tau] and of [A >= 0.5] with the object; energy as above; background
-    and object: mean |s' - s| outside and inside the object.
-
-Writes out_dir/results.json, table.txt and compare.png: input | per checkpoint its translation and its attention map.
-Takes about a minute for 3 nets of 32 px on 2 CPU cores, 20 s more the first time for the classifier.
+Writes to out_dir: report.html (all of it on one page), table.txt, table.md, results.json and the figures
+    translations.png  input | translation by each checkpoint                     as Fig. 4 and 7 of the paper
+    maps.png          input | translation and map of each                        Fig. 5 and 8
+    stages.png        first checkpoint: the map of every stage of the generator  Fig. 1
+    pseudo.png        the teacher's maps of c_pse beside the maps of c           Fig. 6
+Takes about a minute for 3 nets of 32 px on 2 CPU cores, 20 s more the first time for the classifier; FID on a CPU
+10 images/s.
 """
 
+import base64
 import difflib
 import hashlib
+import html
+import io
 import json
 import os
+import re
+import shlex
+import socket
 import sys
 import time
 
@@ -37,32 +43,48 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradcam import GradCAM
 from train_student import (cls_loss, find_data, load_ckpt, load_script, load_split, overlay, save_ckpt, set_attr,
                            to_float)
-from train_uag import whole_images
+from train_uag import load_domain, whole_images
 
 # -----------------------------------------------------------------------------
 # what to compare
-ckpt = ''  # ckpt.pt files, comma-separated; the discriminator of the first, normally the teacher, scores all the maps
+ckpt = ''  # ckpt.pt files, comma-separated; the first, normally the teacher, has the D that scores the students' maps
 script = ''  # the scripts that made them, in the same order, where they are not in this folder; '': all are
 dataset = ''  # '': the first checkpoint's
-cam = 'gradcam'  # or 'hirescam': the maps of table and picture
+split = 'test'  # 'val' while you choose settings, so that the test images still tell something at the end
+cam = 'gradcam'  # or 'hirescam': the maps of tables and figures
+baseline = ''  # a row's name: differences are to it; '': to the row above
+# or two folders of images, of any model
+real_dir = ''  # folder, or .npz statistics (mu, sigma) as pytorch-fid writes them
+fake_dir = ''  # the same
+save_stats = ''  # with --real_dir: write its statistics to this .npz, for --real_dir= here or for pytorch-fid
+# or photos
+input = ''  # a photo or a folder of them, any size: the centre square is translated (train_uag.py: all of it, squashed)
+attrs = ''  # what to translate them to, each by itself; Eyeglasses+Bald: both at once; '': each that the net knows
+out = 'out/photos'  # folder for them, or with one photo and one attribute a .png or .jpg
+paste = True  # put the translated square back into the photo; False: the square alone, as large as the net makes it
 # output
 out_dir = 'out/eval'  # results of an earlier run there are replaced
-n_rows = 2  # rows of the picture for each attribute, or twice as many for each direction
-save_images = False  # write every translation as out_dir/images/<checkpoint>/<domain>/<row>.png, for other tools
+n_rows = 2  # rows of the figures for each attribute
+save_images = False  # write every translation as out_dir/images/<checkpoint>/<attribute>/<row>.png, for other tools
 # classifier
 clf_dir = 'out/clf'  # one file per data set, size and settings
-clf_epochs = 8  # enough for drawn faces; real ones want 10 or more
-clf_lr = 2e-3  # peak of a one-cycle schedule, Adam
+clf_arch = ''  # 'resnet50' or 'resnet18' (always from scratch); '': resnet18 for drawn data, resnet50 for photos
+clf_pretrained = True  # resnet50 starts from ImageNet weights (torch hub's cache, or downloaded); False: from scratch
+clf_epochs = 8  # enough for drawn faces; real ones from scratch want 10 or more, fine-tuning 3 to 5
+clf_lr = 0.0  # peak of a one-cycle schedule, AdamW; 0: 2e-3 from scratch, 2e-4 for fine-tuning
+# FID and KID
+inception = ''  # the FID Inception's weights; '': from torch hub's cache, else downloaded; 'none': no FID
+stats_dir = 'out/fid'  # statistics of real images, one .npz per data set, size and weights
 # system
 batch_size = 100  # images at a time; only memory and speed depend on it
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
-seed = 0  # of the classifier's training; all else is deterministic
+seed = 0  # of classifier, KID's subsets and bootstrap; the rest is deterministic
 # -----------------------------------------------------------------------------
 config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
 cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
@@ -81,15 +103,32 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
 config = {k: globals()[k] for k in config_keys}  # saved with whatever this script makes
 # -----------------------------------------------------------------------------
 
+INCEPTION = 'pt_inception-2015-12-05-6726825d.pth'  # pytorch-fid's; the name ends with the file's sha256
+INCEPTION_URL = 'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/' + INCEPTION
+ENDINGS = ('.bmp', '.jpg', '.jpeg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')  # pytorch-fid's, in any case
+SMALL = 'below 2,048 images FID depends on their number more than on anything else: go by KID'
+
 # classifier
 
 
-def train_classifier(x, y, to_x, size, multi_label, epochs, lr, batch_size, device):
-    """ResNet-18 from scratch on x (N, H, W, 3) uint8 and y (N, c) -> net of (B, 3, size, size) in [-1, 1] to (B, c).
+def make_classifier(arch, n_classes, pretrained):
+    """ResNet-18 from scratch, or ResNet-50, from scratch or with ImageNet weights -> net of images in [-1, 1]."""
+    if arch == 'resnet18' or not pretrained:
+        return getattr(torchvision.models, arch)(num_classes=n_classes)
+    try:
+        net = torchvision.models.resnet50(weights='IMAGENET1K_V2')
+    except (OSError, RuntimeError) as e:  # URLError is an OSError; RuntimeError: the hash is wrong
+        url = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url
+        folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
+        sys.exit(f'no ImageNet weights for the classifier ({e}): put {url} into {folder}, or --clf_pretrained=False, '
+                 'or --clf_arch=resnet18')
+    net.fc = torch.nn.Linear(net.fc.in_features, n_classes)
+    return net
 
-    to_x(x, size) makes the one out of the other, as the nets under test do it.
-    """
-    clf, batch_size = torchvision.models.resnet18(num_classes=y.shape[1]).to(device), min(batch_size, len(x))
+
+def train_classifier(clf, x, y, to_x, multi_label, epochs, lr, batch_size, device):
+    """Trains clf, in place, on x (N, H, W, 3) uint8, of which to_x makes what the nets see, and labels y (N, c)."""
+    batch_size = min(batch_size, len(x))
     n_steps = epochs * (len(x) // batch_size)
     opt = torch.optim.AdamW(clf.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=n_steps)
@@ -98,7 +137,7 @@ def train_classifier(x, y, to_x, size, multi_label, epochs, lr, batch_size, devi
         if step % (len(x) // batch_size) == 0:
             order = torch.randperm(len(x))
         i = order[step % (len(x) // batch_size) * batch_size:][:batch_size]
-        x_b = to_x(x[i].to(device), size)
+        x_b = to_x(x[i].to(device))
         x_b = torch.where((torch.rand(len(i)) < 0.5).to(device)[:, None, None, None], x_b.flip(3), x_b)
         loss = cls_loss(clf(x_b), y[i].to(device), multi_label)
         opt.zero_grad()
@@ -109,26 +148,27 @@ def train_classifier(x, y, to_x, size, multi_label, epochs, lr, batch_size, devi
             t_log = time.time()
             print(f'classifier: step {step + 1}/{n_steps} | loss {loss.item():.3f} | eta '
                   f'{(t_log - t0) / (step + 1) * (n_steps - step - 1):.0f}s', flush=True)
-    return clf.eval()
 
 
-def get_classifier(x, y, to_x, size, multi_label, meta, device):
+def get_classifier(x, y, to_x, size, multi_label, meta, arch, device):
     """The classifier of these data and settings: from the cache if it is there, else trained and put there."""
-    settings = dict(arch='resnet18', size=size, epochs=clf_epochs, lr=clf_lr, seed=seed)
+    pretrained = arch == 'resnet50' and clf_pretrained
+    settings = dict(arch=arch, pretrained=pretrained, size=size, epochs=clf_epochs, seed=seed,
+                    lr=clf_lr or (2e-4 if pretrained else 2e-3))
     key = hashlib.sha256((json.dumps([meta, settings]) + repr(y.sum(0).tolist())).encode()).hexdigest()[:10]
-    path = os.path.join(clf_dir, f"{meta['dataset']}_{size}px_resnet18_{key}.pt")
+    path = os.path.join(clf_dir, f"{meta['dataset']}_{size}px_{arch}_{key}.pt")
+    clf = make_classifier(arch, y.shape[1], pretrained and not os.path.exists(path)).to(device)
     if not os.path.exists(path):
-        clf = train_classifier(x, y, to_x, size, multi_label, clf_epochs, clf_lr, 64, device)
+        train_classifier(clf, x, y, to_x, multi_label, clf_epochs, settings['lr'], 64, device)
         save_ckpt(path, clf.state_dict())
-    clf = torchvision.models.resnet18(num_classes=y.shape[1]).to(device).eval()
     clf.load_state_dict(torch.load(path, map_location=device, weights_only=True))
     print(f'classifier: {path}', flush=True)
-    return clf
+    return clf.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def classify(clf, x, multi_label):
-    """x (B, 3, S, S) -> calls (B, c) bool: the logit is positive, or the largest; features (B, 512) float64."""
+    """x (B, 3, S, S) -> calls (B, c) bool: the logit is positive, or the largest; features (B, 512 or 2048) float64."""
     features = []
     handle = clf.avgpool.register_forward_hook(lambda module, args, out: features.append(out.flatten(1).double()))
     logits = clf(x)
@@ -136,27 +176,276 @@ def classify(clf, x, multi_label):
     return logits > 0 if multi_label else logits == logits.amax(1, keepdim=True), features[0]
 
 
-def to_uint8(x):
-    """Images as a PNG would keep them: (B, 3, H, W) in [-1, 1] rounded to 256 levels, still in [-1, 1]."""
-    return ((x + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+# FID's Inception
+
+
+def find_inception(path):
+    """-> path of the weights: the one given, torch hub's cache, or downloaded to there; None, saying so, if none is."""
+    if path and not os.path.isfile(path):
+        sys.exit(f'--inception={path}: no such file; it should be a copy of {INCEPTION_URL}')
+    cached, timeout = os.path.join(torch.hub.get_dir(), 'checkpoints', INCEPTION), socket.getdefaulttimeout()
+    if not path and not os.path.exists(cached):
+        socket.setdefaulttimeout(20)  # else minutes go by behind a firewall that answers nothing
+        try:
+            print(f'getting {INCEPTION_URL}, 95 MB', flush=True)
+            os.makedirs(os.path.dirname(cached), exist_ok=True)
+            torch.hub.download_url_to_file(INCEPTION_URL, cached, INCEPTION[-12:-4], progress=False)
+        except Exception as e:  # urllib raises a dozen kinds
+            print(f'no FID, no Inception weights ({str(e) or type(e).__name__}): get {INCEPTION_URL} by other means, '
+                  f'put it into {os.path.dirname(cached)}, or give it as --inception=', flush=True)
+            return None
+        finally:
+            socket.setdefaulttimeout(timeout)
+    return path or cached
+
+
+def load_inception(path, device):
+    """The Inception of the FID papers (2015's TensorFlow graph) -> net of (B, 3, 299, 299) in [-1, 1] to (B, 2048).
+
+    It differs from torchvision's in the pools of its blocks: the averages leave the padding out, the last is a maximum.
+    net.sha256 holds the first 8 digits of the file's. Exits on a file that holds other weights or is damaged.
+    """
+    try:
+        with open(path, 'rb') as f:
+            sha256 = hashlib.file_digest(f, 'sha256').hexdigest()[:8]
+        if sha256 != INCEPTION[-12:-4] and os.path.basename(path) == INCEPTION:
+            raise ValueError(f'its sha256 begins with {sha256}')
+        with torch.device('meta'):  # no time and no random numbers spent on weights that are replaced
+            net = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
+        net.load_state_dict(torch.load(path, map_location='cpu', weights_only=True), assign=True)
+    except Exception as e:  # torch.load raises a dozen kinds
+        reason = e if isinstance(e, (OSError, ValueError)) else type(e).__name__  # others advise to load it unsafely
+        sys.exit(f"{path}: damaged, or not FID's Inception ({reason}): delete it, and get {INCEPTION_URL}")
+    if sha256 != INCEPTION[-12:-4]:
+        print(f'{path}: not the published weights, so these figures compare with no others', flush=True)
+
+    for name, block in net.named_children():
+        if hasattr(block, 'branch_pool'):  # in goes this pool's result instead of what torchvision's forward() hands it
+            pool, pooled = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False), []
+            if name == 'Mixed_7c':
+                pool = torch.nn.MaxPool2d(3, 1, 1)
+            block.register_forward_pre_hook(lambda _, args, pool=pool, pooled=pooled: pooled.append(pool(args[0])))
+            block.branch_pool.register_forward_pre_hook(lambda _, args, pooled=pooled: pooled.pop())
+    net.fc, net.sha256 = torch.nn.Identity(), sha256
+    return net.to(device).float().eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def inception_features(net, x):
+    """uint8 images (B, 3, H, W) of any size -> features (B, 2048) float64, on the net's device.
+
+    Scaled to 299 px as pytorch-fid does it, bilinearly and without antialiasing, or the figures would not compare.
+    """
+    x = x.to(next(net.parameters()).device).float() / 255
+    return net(2 * F.interpolate(x, (299, 299), mode='bilinear', align_corners=False) - 1).double()
+
+
+def save_stats_file(path, stats):
+    """Stats to an .npz, whole or not at all. pytorch-fid reads mu and sigma of it; the features are KID's."""
+    with open(path + '.tmp', 'wb') as f:
+        np.savez(f, **{k: np.asarray(v.cpu() if torch.is_tensor(v) else v) for k, v in stats.items()})
+    os.replace(path + '.tmp', path)
+
+
+def load_stats_file(path):
+    """Stats out of an .npz, also one of pytorch-fid: there n and features are None. Exits on any other file."""
+    try:
+        with np.load(path) as f:
+            stats = {k: torch.from_numpy(f[k]) if k in f else None for k in ('mu', 'sigma', 'n', 'features')}
+        stats |= dict(mu=stats['mu'].double(), sigma=stats['sigma'].double(), n=stats['n'] and int(stats['n']))
+        if stats['mu'].shape != (2048,) or stats['sigma'].shape != (2048, 2048) or not stats['sigma'].isfinite().all():
+            raise ValueError(f"not 2048 finite dimensions, mu {tuple(stats['mu'].shape)}")
+        return stats
+    except Exception as e:  # np.load raises a dozen kinds
+        sys.exit(f'{path}: no statistics of Inception features (mu and sigma): {str(e).splitlines()[0]}')
+
+
+def inception_stats(batches, n, net, name):
+    """Stats of n images that come in batches as inception_features takes them, with progress for long ones."""
+    moments, t0, t_log = Moments(), time.time(), time.time()
+    for x in batches:
+        moments.add(inception_features(net, x))
+        if time.time() - t_log > 5:
+            t_log, rate = time.time(), moments.n / (time.time() - t0)
+            print(f'Inception: {name}: {moments.n:,}/{n:,} images | {rate:.0f} images/s | '
+                  f'eta {(n - moments.n) / rate:.0f}s', flush=True)
+    return moments.stats()
+
+
+def real_stats(x, rows, net, inception_net, name, device):
+    """Stats of rows of data x (N, H, W, 3) uint8 as `net` sees them; cached by content, size and weights."""
+    key = hashlib.sha256(repr([type(net).__name__, net.size, x.shape, inception_net.sha256]).encode())
+    key.update(rows.numpy().tobytes() + x[::max(1, len(x) // 100)].numpy().tobytes())  # a sample: other photos show
+    path = os.path.join(stats_dir, f'{name}_{net.size}px_{key.hexdigest()[:10]}.npz')
+    if not os.path.exists(path):
+        batches = (to_uint8(net.to_x(x[r].to(device))) for r in rows.split(batch_size))
+        save_stats_file(path, inception_stats(batches, len(rows), inception_net, name))
+    return load_stats_file(path)
+
+
+def compare_folders(device):
+    """FID and KID of --real_dir and --fake_dir -> what to print. Exits on what it cannot read or write."""
+    paths = [path for path in (real_dir, fake_dir) if path]
+    if not real_dir or not (fake_dir or save_stats) or save_stats and not save_stats.endswith('.npz'):
+        sys.exit('--real_dir= and --fake_dir=: folders of images or .npz files; or --real_dir= and --save_stats=x.npz')
+    files = [None if path.endswith('.npz') else list_images(path) for path in paths]
+    for path, names in zip(paths, files):  # before an hour of work
+        if names is None:
+            load_stats_file(path)
+        elif len(names) < 2:
+            sys.exit(f'{path}: one image, wanted two or more')
+    net = None
+    if any(files):
+        weights = find_inception('' if inception == 'none' else inception)
+        net = load_inception(weights, device) if weights else sys.exit('FID of images needs the Inception weights')
+    stats = []
+    for path, names in zip(paths, files):
+        images = same_sizes(map(read_pixels, names or ()))
+        stats.append(inception_stats(images, len(names), net, path) if names else load_stats_file(path))
+    if save_stats:
+        os.makedirs(os.path.dirname(os.path.abspath(save_stats)), exist_ok=True)
+        save_stats_file(save_stats, {k: v for k, v in stats[0].items() if v is not None})
+    lines = [f"{what}: {s['n'] or 'unknown number of'} images, {path}"
+             for what, s, path in zip(('real', 'fake'), stats, paths)]
+    if fake_dir:
+        d = distances(*stats, torch.Generator().manual_seed(seed), device)
+        lines.append(f"FID {d['fid']:.3f}")
+        if 'kid' in d:
+            n = min(1000, *(len(s['features']) for s in stats))
+            lines[-1] += f" | KID x100 {100 * d['kid']:.4f}, deviation {100 * d['kid_std']:.4f} over subsets of {n}"
+        lines += [SMALL] if any((s['n'] or 2048) < 2048 for s in stats) else []
+    return '\n'.join(lines) + f'\nuint8 pixels, bilinear to 299 px; seed {seed}; {device}'
+
+
+def read_pixels(path):
+    """-> uint8 (1, 3, H, W), RGB as pytorch-fid takes it: by Pillow, neither turned nor put on white. Exits if none."""
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)[None]
+    except Exception as e:  # Pillow raises a dozen kinds
+        sys.exit(f'{path}: cannot be read as an image: {e}')
+
+
+def same_sizes(images):
+    """Puts images (1, 3, H, W) that follow each other and are of one size together, batch_size at most."""
+    batch = []
+    for x in images:
+        if batch and (len(batch) == batch_size or x.shape != batch[0].shape):
+            yield torch.cat(batch)
+            batch = []
+        batch.append(x)
+    if batch:
+        yield torch.cat(batch)
+
+
+# the nets under test: both kinds look alike from here on
+
+
+class StarGAN:
+    """A train_teacher.py or train_student.py checkpoint. A label y is (B, len(attrs)), a target a name of attrs."""
+
+    def __init__(self, c, module, device):
+        self.attrs, self.size, self.exclusive = c['attrs'], c['d_args']['image_size'], c['exclusive']
+        self.G = module.Generator(**c['g_args']).to(device).requires_grad_(False)
+        self.D = module.Discriminator(**c['d_args']).to(device).requires_grad_(False)
+        self.G.load_state_dict(c['G'])
+        self.D.load_state_dict(c['D'])
+        self.params = sum(p.numel() for p in self.G.parameters())
+        self.score = self.D, {name: i for i, name in enumerate(self.attrs)}  # y^c: which D, and where
+        self.tau = 0.0
+
+    def to_x(self, x):
+        return to_float(x, self.size)
+
+    def guess(self, x):
+        """What D takes the labels of x for: where nobody knows them."""
+        logits = self.D(x)[1]
+        return (logits > 0 if self.multi_label() else logits == logits.amax(1, keepdim=True)).float()
+
+    def multi_label(self):
+        return list(range(len(self.attrs))) not in self.exclusive
+
+    def label(self, y, name):
+        return set_attr(y, self.attrs.index(name), self.exclusive)
+
+    def fake(self, x, y, name):
+        return self.G(x, self.label(y, name))
+
+    def maps(self, x, y, name, modules=None):
+        """-> translation, [map (B, h, w) at each of `modules` of G, or None where no D knows a score for `name`]."""
+        hooks = [GradCAM(module, cam) for module in modules or [self.G.res[-1]]]
+        x_fake = self.fake(x, y, name)
+        D, column = self.score
+        A = [None] * len(hooks)
+        if name in column:
+            y_c = D(x_fake)[1][:, column[name]]
+            A = [hook(y_c, retain_graph=True) for hook in hooks]
+        for hook in hooks:
+            hook.remove()
+        return x_fake.detach(), A
+
+    def stages(self):
+        """{name: module} of the stages of Fig. 1, in order."""
+        conv = lambda part: [part[i] for i in range(2, len(part), 3)]  # conv, norm, ReLU; conv, norm, ReLU; ...
+        return {f'{part} {i + 1}': module for part, modules in (
+            ('down', conv(self.G.down)), ('res', self.G.res), ('up', conv(self.G.up)))
+            for i, module in enumerate(modules)}
+
+
+class UAG:
+    """A train_uag.py checkpoint: attrs are its two domains, and to translate to the one is to start from the other."""
+
+    def __init__(self, c, module, device):
+        self.attrs, self.size, self.tau = c['domains'], c['image_size'], c['config']['tau']
+        self.G, self.A, self.module, self.gen_input = {}, {}, module, c['gen_input']
+        for target, g, a in ((c['domains'][1], 'G_st', 'A_s'), (c['domains'][0], 'G_ts', 'A_t')):
+            self.G[target] = module.Generator(**c['g_args']).to(device).requires_grad_(False)
+            self.G[target].load_state_dict(c[g])
+            self.A[target] = module.Attention(**c['a_args']).to(device).requires_grad_(False) if c['a_args'] else None
+            if c['a_args']:
+                self.A[target].load_state_dict(c[a])
+        nets = [net for net in (self.G[self.attrs[0]], self.A[self.attrs[0]]) if net]
+        self.params = sum(p.numel() for net in nets for p in net.parameters())  # of one direction
+
+    def to_x(self, x):
+        return whole_images(x, self.size)
+
+    def guess(self, x):
+        return None
+
+    def fake(self, x, y, name):
+        return self.maps(x, y, name)[0]
+
+    def maps(self, x, y, name):
+        """-> translation, [map (B, H, W) in [0, 1], or None without attention]."""
+        x_fake, a, _ = self.module.translate(x, self.A[name], self.G[name], self.gen_input)
+        return x_fake, [a[:, 0] if self.A[name] else None]
 
 
 # measures
 
 
 class Moments:
-    """Mean and covariance of features that come in batches, in float64, without keeping them."""
+    """Mean and covariance in float64 of features that come in batches, without keeping them but for a sample.
+
+    `kept` is every stride-th row, float32, 10,000 to 20,000 of them where there are more: enough for KID's subsets.
+    """
 
     def __init__(self):
-        self.n, self.sum, self.outer = 0, 0, 0
+        self.n, self.sum, self.outer, self.stride, self.kept = 0, 0, 0, 1, []
 
     def add(self, features):
+        self.kept.append(features[-self.n % self.stride::self.stride].float().cpu())
+        if sum(map(len, self.kept)) >= 20000:
+            self.kept, self.stride = [torch.cat(self.kept)[::2]], 2 * self.stride
         self.n, self.sum = self.n + len(features), self.sum + features.sum(0)
         self.outer = self.outer + features.T @ features
 
-    def mean_cov(self):
-        mean = self.sum / self.n
-        return mean, (self.outer - self.n * torch.outer(mean, mean)) / (self.n - 1)
+    def stats(self):
+        """-> dict of mu (d,), sigma (d, d), n and the features kept."""
+        mu = self.sum / self.n
+        sigma = (self.outer - self.n * torch.outer(mu, mu)) / max(self.n - 1, 1)
+        return dict(mu=mu, sigma=sigma, n=self.n, features=torch.cat(self.kept))
 
 
 def frechet_distance(mean1, cov1, mean2, cov2):
@@ -171,14 +460,14 @@ def frechet_distance(mean1, cov1, mean2, cov2):
 
 
 def kid(real, fake, generator):
-    """Kernel Inception distance's estimator (Binkowski et al. 2018) on features (N, d) and (M, d) float64 -> mean, std.
+    """Kernel Inception distance (Binkowski et al. 2018) of features (N, d) and (M, d) -> mean, standard deviation.
 
     Unbiased MMD^2 with k(x, y) = (x.y / d + 1)^3, over 100 subsets of n = min(1000, N, M) drawn without replacement.
     With N = M <= 1000 every subset is the whole, and the spread 0.
     """
     n, values = min(1000, len(real), len(fake)), []
     for _ in range(100):
-        x, y = (f[torch.randperm(len(f), generator=generator)[:n].to(f.device)] for f in (real, fake))
+        x, y = (f[torch.randperm(len(f), generator=generator)[:n].to(f.device)].double() for f in (real, fake))
         kxx, kyy, kxy = (((a @ b.T) / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         off = sum((k.sum() - k.trace()) / (n * (n - 1)) for k in (kxx, kyy))
         values.append((off - 2 * kxy.mean()).item())
@@ -187,304 +476,523 @@ def kid(real, fake, generator):
     return float(np.mean(values)), float(np.std(values))
 
 
-def localisation(A, m):
-    """How well maps A (B, h, w) >= 0 find regions m (B, H, W) in {0, 1} -> energy, pointing, iou, alive, each (B,).
+def distances(real, fake, generator, device):
+    """Two stats of Inception features -> dict of fid and, where the features are known, kid and kid_std."""
+    out = dict(fid=frechet_distance(*(s[k].to(device) for s in (real, fake) for k in ('mu', 'sigma'))))
+    if real['features'] is not None and fake['features'] is not None:
+        out['kid'], out['kid_std'] = kid(real['features'].to(device), fake['features'].to(device), generator)
+    return out
 
-    A is enlarged to the region's size first. Energy is the share of A inside over the region's share of the area, 1 for
-    a map that knows nothing; pointing: 1 where the maximum lies inside; IoU with the pixels of highest A, as many as
-    the region has. alive is 0 where the map or the region is zero everywhere: there the other figures mean nothing.
+
+def measure(x, x_fake, A, m, tau):
+    """Maps A (B, h, w) or None, and the change x_fake - x, against regions m (B, H, W) bool -> {measure: (B,)} float64.
+
+    A is enlarged to the region's size first. energy is the share of A inside over the region's share of the area, 1 for
+    a map that knows nothing; point: 1 where the maximum lies inside; iou with the pixels of highest A, as many as the
+    region has. These three are NaN where the map or the region is zero everywhere. See the docstring on top.
     """
-    A = F.interpolate(A[:, None].double(), m.shape[1:], mode='bilinear').flatten(1)
-    m = m.flatten(1).double()
-    area = m.sum(1)
-    energy = (A * m).sum(1) / A.sum(1).clamp_min(1e-300) / (area.clamp_min(1) / m.shape[1])
-    pointing = m.gather(1, A.argmax(1, keepdim=True))[:, 0]
+    change, area = (x_fake - x).abs().mean(1).flatten(1).double(), m.flatten(1).sum(1)
+    inside = m.flatten(1).double()
+    out = dict(leak=(change * (1 - inside)).sum(1) / (inside.shape[1] - area).clamp_min(1),
+               object=(change * inside).sum(1) / area.clamp_min(1))
+    if A is None:
+        return out
+    if A.shape[1:] != m.shape[1:]:
+        A = F.interpolate(A[:, None].double(), m.shape[1:], mode='bilinear')[:, 0]
+    A = A.flatten(1).double()
+    alive = (A.amax(1) > 0) & (area > 0)
     rank = A.argsort(dim=1, descending=True, stable=True).argsort(1)  # 0 for the highest
-    inside = (m * (rank < area[:, None])).sum(1)
-    return energy, pointing, inside / (2 * area - inside).clamp_min(1), ((A.amax(1) > 0) & (area > 0)).double()
+    both = (inside * (rank < area[:, None])).sum(1)
+    out |= dict(energy=(A * inside).sum(1) / A.sum(1) / (area / inside.shape[1]),
+                point=inside.gather(1, A.argmax(1, keepdim=True))[:, 0], iou=both / (2 * area - both))
+    out = {k: torch.where(alive, v, torch.nan) if k in ('energy', 'point', 'iou') else v for k, v in out.items()}
+    out['dead'] = 1 - alive.double()
+    if tau:  # attention nets: the map is a mask
+        for name, threshold in (('iou_tau', tau), ('iou_half', 0.5)):
+            on = (A >= threshold).double()
+            out[name] = (on * inside).sum(1) / ((on + inside) > 0).sum(1).clamp_min(1)
+        out['soft'] = ((A > 0.1) & (A < 0.9)).double().mean(1)
+    return out
 
 
-def cost(G, x, c):
-    """Parameters, multiply-adds and median milliseconds of G(x, c) for the batch given."""
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            G(x, c)
-        times = []
-        for _ in range(30):
-            if x.is_cuda:
-                torch.cuda.synchronize()
+def bootstrap(a, b, generator, n=2000):
+    """Mean accuracy of a minus that of b and its 95 % interval, by resampling the test images, the same for both.
+
+    a, b: (N, c) hits in [0, 1], NaN where an image is not translated to an attribute. -> difference, low, high.
+    """
+    known = ~(a - b).isnan()
+    difference, known = (a - b).nan_to_num().double(), known.double()
+    means = []
+    for k in range(n // 50 + 1):
+        counts = torch.ones(1, len(a)) if k == 0 else torch.zeros(50, len(a)).scatter_add_(
+            1, torch.randint(len(a), (50, len(a)), generator=generator), torch.ones(50, len(a)))
+        share = counts.double() @ difference / (counts.double() @ known)  # (50, c): each attribute's difference
+        means.append(share.nanmean(1))
+    means = torch.cat(means)
+    return means[0].item(), *means[1:].quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+
+
+def cost(net, x, y, name):
+    """Parameters, multiply-adds and median ms for one image; images/s and, on a GPU, MB at their peak for 64."""
+    def median(x, y):
+        times, t_start = [], time.perf_counter()
+        while len(times) < 4 or len(times) < 30 and time.perf_counter() - t_start < 1:
             t0 = time.perf_counter()
-            G(x, c)
+            net.fake(x, y, name)
             if x.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - t0)
-    return sum(p.numel() for p in G.parameters()), counter.get_total_flops() // 2, 1000 * float(np.median(times))
+        return float(np.median(times[1:]))
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            net.fake(x[:1], y[:1], name)
+        out = dict(params=net.params, macs=counter.get_total_flops() // 2, latency_ms=1000 * median(x[:1], y[:1]))
+        x, y = (t[torch.arange(64) % len(t)] for t in (x, y))
+        if x.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        out['images_per_s'] = 64 / median(x, y)
+        out['peak_mb'] = torch.cuda.max_memory_allocated() / 2 ** 20 if x.is_cuda else float('nan')
+    return out
 
 
-# output
+# tables, figures, report
+
+# (header, key of a result, factor, decimals); a column without a value in any row is left out
+QUALITY = [('Mean', 'accuracy_mean', 100, 1), ('FID', 'fid', 1, 2), ('KID x100', 'kid', 100, 3),
+           ('KID std', 'kid_std', 100, 3), ('FD-clf', 'fd_clf', 1, 2)]
+MAPS = [('energy', 'energy', 1, 2), ('point %', 'point', 100, 1), ('IoU', 'iou', 1, 2), ('IoU tau', 'iou_tau', 1, 3),
+        ('IoU 0.5', 'iou_half', 1, 3), ('soft %', 'soft', 100, 1), ('dead %', 'dead', 100, 1), ('leak', 'leak', 1, 4),
+        ('object', 'object', 1, 3)]
+COST = [('params', 'params', 1, 0), ('MMACs', 'macs', 1e-6, 1), ('ms, batch 1', 'latency_ms', 1, 1),
+        ('images/s, batch 64', 'images_per_s', 1, 0), ('MB, batch 64', 'peak_mb', 1, 0)]
 
 
-def percent(v):
-    """0.123 -> '12.3', NaN -> '-'."""
-    return f'{100 * v:.1f}' if v == v else '-'
+def table(corner, columns, groups, extra=()):
+    """Groups [(label, results of its seeds)] -> rows of cells, the first the header; mean ± deviation over seeds."""
+    def cell(results, key, factor, decimals):
+        values = [factor * r.get(key, float('nan')) for r in results]
+        if any(v != v for v in values):
+            return '-'
+        spread = f' ± {np.std(values, ddof=1):,.{decimals}f}' if len(values) > 1 and np.std(values) else ''
+        return f'{np.mean(values):,.{decimals}f}{spread}'
+    rows = [[corner, *(c[0] for c in columns)]]
+    rows += [[label, *(cell(results, *c[1:]) for c in columns)] for label, results in [*groups, *extra]]
+    full = [k for k in range(len(rows[0])) if k == 0 or any(row[k] != '-' for row in rows[1:])]
+    return [[row[k] for k in full] for row in rows] if len(full) > 1 else []
 
 
-def table(rows):
-    """Rows of cells, the first the header -> lines of aligned columns, the first column left and the others right."""
+def as_text(rows):
+    """Rows of cells -> lines of aligned columns, the first column left and the others right."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return '\n'.join('  '.join(cell.ljust(w) if k == 0 else cell.rjust(w)
                                for k, (cell, w) in enumerate(zip(row, widths))) for row in rows)
 
 
-def picture(path, header, rows, labels):
-    """PNG of rows of images (3, H, W) in [-1, 1], with a header over the columns and a label before each row."""
-    scale = max(1, 96 // rows[0][0].shape[1])
-    cell, left, top = rows[0][0].shape[1] * scale, 120, 34
+def as_markdown(rows):
+    """Rows of cells -> a Markdown table."""
+    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    return '\n'.join([lines[0], '|---' + '|---:' * (len(rows[0]) - 1) + '|', *lines[1:]])
+
+
+def as_html(rows):
+    """Rows of cells -> an HTML table."""
+    lines = [''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)
+             for row, tag in zip(rows, ['th'] + ['td'] * len(rows))]
+    return '<div class=wide><table><tr>' + '<tr>'.join(lines) + '</table></div>'
+
+
+def write_file(name, content):
+    """Text or bytes to out_dir/name, whole or not at all."""
+    path = os.path.join(out_dir, name)
+    with open(path + '.tmp', 'wb') as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+    os.replace(path + '.tmp', path)
+
+
+def figure(header, rows, labels):
+    """PNG bytes: rows of images (3, H, W) in [-1, 1], with a header over the columns and a label before each row."""
+    side, font = rows[0][0].shape[1], ImageFont.load_default(13)
+    cell = side * max(1, 96 // side)
+    left, top = 8 + int(max(font.getlength(label) for label in labels)), 20
     sheet = Image.new('RGB', (left + len(header) * (cell + 4), top + len(rows) * (cell + 4)), 'white')
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw = ImageDraw.Draw(sheet)
     for k, text in enumerate(header):
+        while font.getlength(text) > cell and len(text) > 4:
+            text = text[:-2] + '…'
         draw.text((left + k * (cell + 4), 2), text, 'black', font)
     for r, (row, label) in enumerate(zip(rows, labels)):
         draw.text((2, top + r * (cell + 4) + cell // 2 - 8), label, 'black', font)
         for k, x in enumerate(row):
-            pixels = ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-            image = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(image, (left + k * (cell + 4), top + r * (cell + 4)))
-    sheet.save(path + '.tmp', 'PNG')
-    os.replace(path + '.tmp', path)
+            sheet.paste(to_image(x).resize((cell, cell), Image.Resampling.NEAREST),
+                        (left + k * (cell + 4), top + r * (cell + 4)))
+    png = io.BytesIO()
+    sheet.save(png, 'PNG')
+    return png.getvalue()
 
 
-def write(text, results, header, rows, names):
-    """Prints the table and writes it, the JSON and the picture."""
-    print('\n' + text)
-    with open(os.path.join(out_dir, 'table.txt'), 'w') as f:
-        f.write(text + '\n')
-    with open(os.path.join(out_dir, 'results.json'), 'w') as f:
-        json.dump(results, f, indent=1)
-    if rows:
-        picture(os.path.join(out_dir, 'compare.png'), header, rows, names)
-        print(f'picture: {os.path.join(out_dir, "compare.png")}')
+def report(title, tables, notes, figures, details):
+    """One HTML page with everything in it: no scripts, no network, dark where the reader's system is."""
+    style = ('body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:auto;padding:1rem;color-scheme:light dark;'
+             'background:Canvas;color:CanvasText}.wide{overflow-x:auto}table{border-collapse:collapse;'
+             'font-variant-numeric:tabular-nums;font-size:.9rem}td,th{padding:.2rem .6rem;text-align:right;'
+             'border-bottom:1px solid #8886;white-space:nowrap}td:first-child,th:first-child{text-align:left}'
+             'img{max-width:100%;background:#fff}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.8rem}')
+    page = ['<!doctype html><html lang=en><meta charset=utf-8>', f'<title>{html.escape(title)}</title>',
+            '<meta name=viewport content="width=device-width,initial-scale=1">', f'<style>{style}</style>',
+            f'<h1>{html.escape(title)}</h1>']
+    page += map(as_html, tables)
+    page += [f'<p>{html.escape(note)}</p>' for note in notes]
+    for name, caption, png in figures:
+        src = 'data:image/png;base64,' + base64.b64encode(png).decode()
+        caption = html.escape(caption)
+        page.append(f'<h2>{caption}</h2><img alt="{caption}" src="{src}">')
+    page += [f'<details><summary>{html.escape(heading)}</summary><pre>{html.escape(text)}</pre></details>'
+             for heading, text in details]
+    return '\n'.join(page) + '</html>\n'
 
 
-def save_images_of(folder, domain, rows, x):
-    """Each image of x (B, 3, H, W) in [-1, 1] as folder/domain/<row>.png."""
-    os.makedirs(os.path.join(folder, domain), exist_ok=True)
-    for row, image in zip(rows.tolist(), x):
-        torchvision.utils.save_image(image / 2 + 0.5, os.path.join(folder, domain, f'{row:06d}.png'))
+# images in and out
 
 
-def evaluate_uag(ckpts, modules, labels, data_dir, meta, device):
-    """Both directions of train_uag.py checkpoints -> table, results for the JSON, header, rows, names of a picture."""
-    domains, size, generator = meta['domains'], ckpts[0]['image_size'], torch.Generator().manual_seed(seed)
-    load = lambda name: torch.from_numpy(np.load(os.path.join(data_dir, name + '.npy'), mmap_mode='c'))
-    train, test = ([load(split + side + '_x') for side in 'AB'] for split in ('train', 'test'))
-    has_masks = os.path.exists(os.path.join(data_dir, 'testA_m.npy'))
-    y = torch.eye(2).repeat_interleave(torch.tensor([len(x) for x in train]), 0)
-    clf = get_classifier(torch.cat(train), y, whole_images, size, False, meta, device)
-    real, results, shown = [], [], {0: [], 1: []}
-    for x in test:
-        calls, features = zip(*(classify(clf, whole_images(b.to(device), size), False) for b in x.split(batch_size)))
-        real.append((torch.cat(calls).double().mean(0).tolist(), torch.cat(features)))
-    for label, c, module in zip(labels, ckpts, modules):
-        nets = {'G_st': module.Generator(**c['g_args']), 'G_ts': module.Generator(**c['g_args'])}
-        if c['a_args']:
-            nets |= {'A_s': module.Attention(**c['a_args']), 'A_t': module.Attention(**c['a_args'])}
-        for name, net in nets.items():
-            net.load_state_dict(c[name])
-            net.to(device).requires_grad_(False)
-        for s, t, x_all in ((0, 1, test[0]), (1, 0, test[1])):
-            A, G, tau = nets.get('A_' + 'st'[s]), nets['G_' + 'st'[s] + 'st'[t]], c['config']['tau']
-            calls, features, measures = [], [], []
-            for rows in torch.arange(len(x_all)).split(batch_size):
-                x = whole_images(x_all[rows].to(device), size)
-                x_fake, a, _ = module.translate(x, A, G, c['gen_input'])
-                x_fake = to_uint8(x_fake)
-                if save_images:
-                    save_images_of(os.path.join(out_dir, 'images', label), domains[t], rows, x_fake)
-                call, feature = classify(clf, x_fake, False)
-                calls.append(call[:, t])
-                features.append(feature)
-                measure = dict(soft=((a > 0.1) & (a < 0.9)).flatten(1).double().mean(1))
-                if has_masks:
-                    m = load(f"test{'AB'[s]}_m")[rows][..., None].to(device) * 255
-                    m = (whole_images(m, size)[:, 0] >= 0).double()
-                    change = (x_fake - x).abs().mean(1)
-                    measure['energy'], measure['pointing'], _, _ = localisation(a[:, 0], m)
-                    for name, threshold in (('iou_tau', tau), ('iou_half', 0.5)):
-                        on = (a[:, 0] >= threshold).double()
-                        measure[name] = (on * m).flatten(1).sum(1) / ((on + m) > 0).flatten(1).sum(1)
-                    for name, where in (('background', 1 - m), ('object', m)):
-                        measure[name] = (change * where).flatten(1).sum(1) / where.flatten(1).sum(1).clamp_min(1)
-                measures.append(torch.stack(list(measure.values()), 1))
-                if rows[0] == 0:
-                    shown[s].append((x[:2 * n_rows], x_fake[:2 * n_rows], (2 * a - 1).expand_as(x)[:2 * n_rows]))
-            values = dict(zip(measure, torch.cat(measures).double().mean(0).tolist()))
-            if A is None:  # no map: what it would be measured by means nothing
-                values = {k: v if k in ('background', 'object') else float('nan') for k, v in values.items()}
-            features = torch.cat(features)
-            kid_mean, kid_std = kid(real[t][1], features, generator)
-            results.append(dict(
-                label=label, direction=f'{domains[s]}->{domains[t]}', iter=c['iter'], config=c['config'], n=len(x_all),
-                accuracy=torch.cat(calls).double().mean().item(), kid_clf=100 * kid_mean, kid_clf_std=100 * kid_std,
-                params=sum(p.numel() for p in G.parameters()), **values))
-            print(f"{label} {results[-1]['direction']}: {len(x_all)} images", flush=True)
-    columns = [('energy', '.2f'), ('iou_tau', '.3f'), ('iou_half', '.3f'), ('soft', '.1%'), ('background', '.4f'),
-               ('object', '.3f')]
-    rows = [['', 'accuracy %', 'KID-clf x100', 'energy', 'IoU tau', 'IoU 0.5', 'soft', 'background', 'object']]
-    for r in results:
-        values = [r.get(name, float('nan')) for name, _ in columns]
-        rows.append([f"{r['label']} {r['direction']}", percent(r['accuracy']),
-                     f"{r['kid_clf']:.2f}" + (f" +- {r['kid_clf_std']:.2f}" if r['kid_clf_std'] else ''),
-                     *(format(v, spec) if v == v else '-' for v, (_, spec) in zip(values, columns))])
-    for k, domain in enumerate(domains):
-        rows.append([f'real {domain}', percent(real[k][0][k]), *['-'] * 7])
-    header, pictures, names = ['input'] + [text for label in labels for text in (label, 'its map')], [], []
-    for s in (0, 1):
-        for k in range(len(shown[s][0][0])):
-            pictures.append([shown[s][0][0][k]] + [images[j][k] for images in shown[s] for j in (1, 2)])
-            names.append(f'{domains[s]} ->')
-    text = (f'{table(rows)}\n\n{len(test[0])} and {len(test[1])} test images of {data_dir} at {size} px; classifier '
-            f'resnet18, seed {seed}; last checkpoints; images in [-1, 1]')
-    return text, results, header, pictures, names
+def to_uint8(x):
+    """(B, 3, H, W) in [-1, 1] -> the pixels that a PNG would keep: uint8, the same shape."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def to_image(x):
+    """(3, H, W) in [-1, 1] -> PIL image."""
+    return Image.fromarray(to_uint8(x).permute(1, 2, 0).cpu().numpy())
+
+
+def read_photo(path):
+    """An image file of any mode -> PIL RGB, upright by its EXIF orientation, transparency on white. Raises if none."""
+    with Image.open(path) as img:
+        img = ImageOps.exif_transpose(img)
+        if img.mode[0] in 'IF':  # 16 bits, or floats in [0, 1]; convert() would clip rather than scale them
+            grey = np.asarray(img).astype(np.float64) * (255 if img.mode == 'F' else 1 / 257)
+            img = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+        elif img.has_transparency_data:
+            img = img.convert('RGBA')
+            img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img)
+        return img.convert('RGB')
+
+
+def list_images(path):
+    """The image files of a folder and its subfolders, sorted. Exits where there are none."""
+    found = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
+                   if name.lower().endswith(ENDINGS) and name[0] != '.')
+    if not found:
+        sys.exit(f'{path}: no image in it' if os.path.isdir(path) else f'{path}: no such folder')
+    return found
+
+
+def translate_photos(net, device):
+    """Photos in, one file for each photo and target out; says what it does. Nobody's labels are needed: D guesses."""
+    names = [n for n in attrs.split(',') if n] or net.attrs
+    unknown = [n for n in '+'.join(names).split('+') if n not in net.attrs]
+    if unknown:
+        sys.exit(f"--attrs: {', '.join(unknown)}: not known to {ckpt}, which knows {', '.join(net.attrs)}")
+    if not os.path.exists(input):
+        sys.exit(f'--input={input}: no such photo or folder')
+    photos = list_images(input) if os.path.isdir(input) else [input]
+    one_file = out.lower().endswith(('.png', '.jpg', '.jpeg'))
+    if one_file and len(photos) * len(names) > 1 or os.path.isdir(out) and one_file:
+        sys.exit(f'--out={out}: {len(photos)} x {len(names)} results need a folder, not a file')
+    base = input if os.path.isdir(input) else os.path.dirname(input) or '.'
+    stems = [os.path.splitext(os.path.relpath(path, base)) for path in photos]
+    twice = {s for s, _ in stems if [t for t, _ in stems].count(s) > 1}  # a.jpg and a.png keep their endings
+    whole, bad, t0 = isinstance(net, UAG), 0, time.time()
+    print(f"each photo's {'whole area, squashed to a square' if whole else 'centre square'}, at {net.size} px; "
+          f"result: {'put back into the photo' if paste else 'the square alone'}", flush=True)
+    for k, (path, (stem, ending)) in enumerate(zip(photos, stems)):
+        try:
+            photo = read_photo(path)
+        except Exception as e:  # Pillow raises nearly every kind on damaged files
+            bad += 1
+            print(f'{path}: left out, cannot be read: {e}', flush=True)
+            continue
+        side = min(photo.size)
+        left, top = (photo.width - side) // 2, (photo.height - side) // 2
+        box = (0, 0, *photo.size) if whole else (left, top, left + side, top + side)
+        small = photo.crop(box).resize((net.size, net.size), Image.Resampling.BICUBIC)
+        x = torch.from_numpy(np.array(small)).to(device).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            for name in names:
+                y = net.guess(x)
+                for part in name.split('+')[:-1]:
+                    y = net.label(y, part)
+                result = to_image(net.fake(x, y, name.split('+')[-1])[0])
+                if paste:
+                    result, square = photo.copy(), result
+                    result.paste(square.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC), box[:2])
+                target = out if one_file else os.path.join(
+                    out, f"{stem + ending.replace('.', '_') if stem in twice else stem}_{name}.png")
+                if os.path.exists(target) and os.path.samefile(target, path):
+                    sys.exit(f'--out={out}: would overwrite the photo {path}')
+                os.makedirs(os.path.dirname(target) or '.', exist_ok=True)
+                result.save(target + '.tmp', 'PNG' if target.lower().endswith('.png') else 'JPEG', quality=95)
+                os.replace(target + '.tmp', target)
+        if len(photos) > 1 and (k + 1 == len(photos) or (k + 1) % 100 == 0):
+            rate = (k + 1) / (time.time() - t0)
+            print(f'{k + 1}/{len(photos)} photos | {rate:.1f}/s | eta {(len(photos) - k - 1) / rate:.0f}s', flush=True)
+    if bad == len(photos):
+        sys.exit(f'--input={input}: no photo there that can be read')
+    print(f'{(len(photos) - bad) * len(names)} images: {out}, {time.time() - t0:.1f} s')
 
 
 if __name__ == '__main__':
     # set-up
     t_start = time.time()
-    if not ckpt or cam not in ('gradcam', 'hirescam') or min(batch_size, n_rows, clf_epochs) < 1:
-        sys.exit('--ckpt= one or more ckpt.pt files, comma-separated; cam: gradcam or hirescam; batch_size, n_rows, '
-                 'clf_epochs: 1 or more')
+    if not (ckpt or real_dir or fake_dir):
+        sys.exit('--ckpt= one or more ckpt.pt files, comma-separated; or --real_dir= and --fake_dir=')
+    if cam not in ('gradcam', 'hirescam') or split not in ('val', 'test') or (
+            clf_arch not in ('', 'resnet18', 'resnet50')):
+        sys.exit('--cam is gradcam or hirescam, --split val or test, --clf_arch resnet18 or resnet50')
+    if min(batch_size, n_rows, clf_epochs) < 1 or not 0 <= clf_lr < float('inf'):
+        sys.exit('batch_size, n_rows and clf_epochs: 1 or more; clf_lr: 0 or more')
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
         torch.zeros(1, device=device)
-        for folder in (out_dir, clf_dir):
-            os.makedirs(folder, exist_ok=True)
-    except (RuntimeError, AssertionError, OSError) as e:
-        sys.exit(f'--device={device} --out_dir={out_dir} --clf_dir={clf_dir}: {str(e).splitlines()[0]}')
-    torch.manual_seed(seed)
+    except (RuntimeError, AssertionError) as e:
+        sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
+    if real_dir or fake_dir:
+        try:
+            print(compare_folders(device))
+        except OSError as e:
+            sys.exit(f'cannot go on: {e}')
+        sys.exit()
     paths = ckpt.split(',')
     scripts = (script.split(',') + [''] * len(paths))[:len(paths)]
     ckpts = [load_ckpt(path, 'stargan', 'uag') for path in paths]
+    uag = ckpts[0]['kind'] == 'uag'
     if len({c['kind'] for c in ckpts}) > 1:
         sys.exit(f'--ckpt={ckpt}: StarGAN and UAG checkpoints in one list; evaluate them apart')
     modules = [load_script(c, path, '--script') for c, path in zip(ckpts, scripts)]
+    nets = [(UAG if uag else StarGAN)(c, module, device) for c, module in zip(ckpts, modules)]
+    if input:
+        try:
+            translate_photos(nets[0], device)
+        except OSError as e:
+            sys.exit(f'--out={out}: {e}')
+        sys.exit()
+    try:
+        for folder in (out_dir, clf_dir, stats_dir):
+            os.makedirs(folder, exist_ok=True)
+            with open(os.path.join(folder, '.writable'), 'w'):
+                pass
+            os.remove(os.path.join(folder, '.writable'))
+    except OSError as e:
+        sys.exit(f'--out_dir={out_dir} --clf_dir={clf_dir} --stats_dir={stats_dir}: cannot write there: {e}')
     labels = [os.path.basename(os.path.dirname(os.path.abspath(p))) for p in paths]
     labels = [label + (f'-{k}' if labels.count(label) > 1 else '') for k, label in enumerate(labels)]  # all different
+
+    # data; two unpaired domains are here two classes, the regions of which are those of the object
     data_dir, meta = find_data(dataset or ckpts[0]['config']['dataset'])
-    if ckpts[0]['kind'] == 'uag':
-        if meta['label'] != 'unpaired' or any(c['image_size'] != ckpts[0]['image_size'] for c in ckpts):
-            sys.exit(f'{data_dir} is no set of two domains, or the checkpoints work at different sizes')
-        text, results, header, rows, names = evaluate_uag(ckpts, modules, labels, data_dir, meta, device)
-        write(text, dict(config=config, device=device, torch=torch.__version__, checkpoints=results),
-              header, rows, names)
-        sys.exit()
-    if meta['label'] == 'unpaired':
-        sys.exit(f'{data_dir} has two domains without labels: these checkpoints translate attributes')
-    attrs, multi_label = meta['attrs'], meta['label'] == 'multi'
-    size = ckpts[0]['d_args']['image_size']
-    for path, c in zip(paths, ckpts):
-        if c['d_args']['image_size'] != size or meta['image_size'] % size or not set(c['attrs']) <= set(attrs):
-            sys.exit(f"{path} works on {','.join(c['attrs'])} at {c['d_args']['image_size']} px, "
+    if uag != (meta['label'] == 'unpaired') or uag and split != 'test':
+        sys.exit(f"{data_dir} ({meta['label']}), --split={split}: not for {ckpts[0]['kind']} checkpoints")
+    attrs_all, multi_label, size = meta['domains' if uag else 'attrs'], meta['label'] == 'multi', nets[0].size
+    for path, net in zip(paths, nets):
+        if net.size != size or not uag and meta['image_size'] % size or not set(net.attrs) <= set(attrs_all):
+            sys.exit(f"{path} works on {','.join(net.attrs)} at {net.size} px, "
                      f"which {paths[0]} or {data_dir} ({meta['image_size']} px) does not")
-    test_x, test_y = load_split(data_dir, meta, 'test', attrs)
-    masks_path = os.path.join(data_dir, 'test_m.npy')
-    masks = torch.from_numpy(np.load(masks_path, mmap_mode='c')) if os.path.exists(masks_path) else None
-    shown = list(dict.fromkeys(name for c in ckpts for name in c['attrs']))  # columns of the table
+        net.cols = [attrs_all.index(name) for name in net.attrs]
+    sides, masks = 'AB' if uag else [''], None
+    if uag:
+        train, test = ([load_domain(data_dir, part + side) for side in sides] for part in ('train', 'test'))
+        (train_x, train_y), (test_x, test_y) = ((torch.cat(two), torch.eye(2).repeat_interleave(
+            torch.tensor([len(x) for x in two]), 0)) for two in (train, test))
+    else:
+        train_x, train_y = load_split(data_dir, meta, 'train', attrs_all)
+        test_x, test_y = load_split(data_dir, meta, split, attrs_all)
+    mask_files = [os.path.join(data_dir, f'{split}{side}_m.npy') for side in sides]
+    if all(map(os.path.exists, mask_files)):
+        masks = [torch.from_numpy(np.load(path, mmap_mode='c')) for path in mask_files]
+        masks = torch.cat(masks)[:, None].expand(-1, 2, -1, -1) if uag else masks[0]  # (N, attributes, H, W)
+    shown = list(dict.fromkeys(name for net in nets for name in net.attrs))
     # single-label: where nets know only some of the classes, images of the others are left out, as in training
-    known = test_y[:, [attrs.index(name) for name in shown]].sum(1) > 0 if not multi_label else test_y[:, 0] >= 0
+    known = test_y[:, [attrs_all.index(name) for name in shown]].sum(1) > 0 if not multi_label else test_y[:, 0] >= 0
+    batch = lambda net, r: (net.to_x(test_x[r].to(device)), test_y[r][:, net.cols].to(device))
+    without = lambda *names: (known & (test_y[:, [attrs_all.index(n) for n in names]].sum(1) == 0)).nonzero().flatten()
+
+    # whose D explains: a student's maps are the teacher's D's, which is the first checkpoint's, with "pseudo"-attention
+    # by its score of c_pse (eq. 6-7); all others' maps are their own D's
+    pairs, column = {}, {name: i for i, name in enumerate(nets[0].attrs)}
+    for c, net in zip(ckpts, nets):
+        pairs |= zip(net.attrs, c['config']['pseudo'].split(',')) if c['config'].get('pseudo') else ()
+    for c, net in zip(ckpts, nets):
+        if 'teacher' in c['config']:
+            net.score = nets[0].D, {n: column[pairs.get(n, n)] for n in net.attrs if pairs.get(n, n) in column}
+
+    # rows of the tables: one for a StarGAN, one for each direction of UAG, each with the real images it should be like
+    reals, rows = {}, []
+    for label, path, c, net in zip(labels, paths, ckpts, nets):
+        for targets in [[name] for name in reversed(net.attrs)] if uag else [net.attrs]:
+            name = f"{label} ->{targets[0]}" if uag else label
+            real = targets[0] if uag else 'all'
+            reals[real] = test_y[:, attrs_all.index(real)].nonzero().flatten() if uag else known.nonzero().flatten()
+            rows.append(dict(name=name, label=label, path=path, c=c, net=net, targets=targets, real=real))
 
     # classifier, and how good it is on real test images
-    train = load_split(data_dir, meta, 'train', attrs)
-    clf = get_classifier(*train, to_float, size, multi_label, meta, device)
-    real, hits = Moments(), torch.zeros(2, 2, len(attrs))  # hits[label, call]
-    for i in known.nonzero().flatten().split(batch_size):
-        calls, features = classify(clf, to_float(test_x[i].to(device), size), multi_label)
-        real.add(features)
-        calls, y = calls.cpu(), test_y[i].bool()
-        for label in (0, 1):
-            for call in (0, 1):
-                hits[label, call] += ((y == label) & (calls == call)).sum(0)
-    recall = (hits[1, 1] / hits[1].sum(0)).tolist()
-    balanced = ((hits[1, 1] / hits[1].sum(0) + hits[0, 0] / hits[0].sum(0)) / 2).tolist()
+    torch.manual_seed(seed)
+    arch = clf_arch or ('resnet50' if masks is None else 'resnet18')
+    clf = get_classifier(train_x, train_y, nets[0].to_x, size, multi_label, meta, arch, device)
+    real, hits = {name: Moments() for name in reals}, torch.zeros(2, 2, len(attrs_all))  # hits[label, call]
+    for name, r in ((name, r) for name, chosen in reals.items() for r in chosen.split(batch_size)):
+        calls, features = classify(clf, nets[0].to_x(test_x[r].to(device)), multi_label)
+        real[name].add(features)
+        for label, call in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            hits[label, call] += ((test_y[r] == label) & (calls.cpu() == call)).sum(0)
+    recall = hits[1, 1] / hits[1].sum(0)
+    balanced = (recall + hits[0, 0] / hits[0].sum(0)) / 2
+    weights = None if inception == 'none' else find_inception(inception)
+    if weights:
+        inception_net = load_inception(weights, device)
+        stem = f"{meta['dataset']}_{split}"
+        real_inception = {name: real_stats(test_x, r, nets[0], inception_net, f'{stem}_{name}', device)
+                          for name, r in reals.items()}
 
-    # the checkpoints
-    D_maps = modules[0].Discriminator(**ckpts[0]['d_args']).to(device).requires_grad_(False)
-    D_maps.load_state_dict(ckpts[0]['D'])
-    results, columns, n_done = [], {}, 0
-    n_total = sum(int((known & (test_y[:, attrs.index(name)] == 0)).sum()) for c in ckpts for name in c['attrs'])
+    # the translations
+    generator, results, pictures, n_done = torch.Generator().manual_seed(seed), [], {}, 0
+    n_total = sum(len(without(name)) for row in rows for name in row['targets'])
     t0 = t_log = time.time()
-    for label, path, c, module in zip(labels, paths, ckpts, modules):
-        G = module.Generator(**c['g_args']).to(device).requires_grad_(False)
-        G.load_state_dict(c['G'])
-        hook = GradCAM(G.res[-1], cam)
-        cols = [attrs.index(name) for name in c['attrs']]
-        exclusive = [[c['attrs'].index(n) for n in group if n in c['attrs']] for group in meta['exclusive']]
-        exclusive += [] if multi_label else [list(range(len(cols)))]
-        fake, accuracy, located = Moments(), {}, {}
-        for i, name in enumerate(c['attrs']):
-            rows, calls_i, located_i = (known & (test_y[:, cols[i]] == 0)).nonzero().flatten(), [], []
-            for r in rows.split(batch_size):
-                x = to_float(test_x[r].to(device), size)
-                x_fake = G(x, set_attr(test_y[r][:, cols].to(device), i, exclusive))
-                A = torch.zeros(len(x), 1, 1, device=device)  # no map where the first checkpoint's D has no such score
-                if name in ckpts[0]['attrs']:
-                    A = hook(D_maps(x_fake)[1][:, ckpts[0]['attrs'].index(name)])
-                x_fake = to_uint8(x_fake.detach())
+    for row in rows:
+        net, fake, fake_inception, accuracy, measures = row['net'], Moments(), Moments(), {}, {}
+        row['hits'] = torch.full((len(test_x), len(attrs_all)), float('nan'))
+        for name in row['targets']:
+            col, r0, measured = attrs_all.index(name), without(name)[0], {}
+            for r in without(name).split(batch_size):
+                x, y = batch(net, r)
+                x_fake, (A,) = net.maps(x, y, name)
+                pixels = to_uint8(x_fake)
+                x_fake = pixels / 127.5 - 1  # measured is what a PNG would keep
                 if save_images:
-                    save_images_of(os.path.join(out_dir, 'images', label), name, r, x_fake)
+                    folder = os.path.join(out_dir, 'images', row['label'], name)
+                    os.makedirs(folder, exist_ok=True)
+                    for k, image in zip((r - (r0 if uag else 0)).tolist(), x_fake):
+                        to_image(image).save(os.path.join(folder, f'{k:06d}.png'))
                 calls, features = classify(clf, x_fake, multi_label)
+                row['hits'][r, col] = calls[:, col].float().cpu()
                 fake.add(features)
-                calls_i.append(calls[:, cols[i]])
+                if weights:
+                    fake_inception.add(inception_features(inception_net, pixels))
                 if masks is not None:
-                    m = to_float(masks[r, cols[i]][..., None].to(device), size)[:, 0] > 1 / 255 - 1  # half the pixels
-                    change = (x_fake - x).abs().mean(1)
-                    leak = (change * ~m).flatten(1).sum(1) / (~m).flatten(1).sum(1).clamp_min(1)
-                    located_i.append(torch.stack([*localisation(A, m), leak.double()], 1))
-                if name not in columns.setdefault(label, {}):  # the picture's rows: the first of these images
-                    columns[label][name] = x[:n_rows], x_fake[:n_rows], overlay(x, A)[:n_rows]
+                    m = net.to_x(255 * masks[r, col][..., None].to(device))[:, 0] > 1 / 255 - 1  # half of its pixels
+                    for k, v in measure(x, x_fake, A, m, net.tau).items():
+                        measured.setdefault(k, []).append(v)
+                shades = overlay(x, torch.zeros(len(x), 1, 1, device=device) if A is None else A)
+                pictures.setdefault((row['name'], name), [t[:n_rows].cpu() for t in (x, x_fake, shades)])
                 n_done += len(r)
                 if time.time() - t_log > 5:
                     t_log = time.time()
-                    print(f'{label}: {n_done}/{n_total} translations | {n_done / (t_log - t0):.0f} images/s | '
-                          f'eta {(t_log - t0) / n_done * (n_total - n_done):.0f}s', flush=True)
-            accuracy[name] = torch.cat(calls_i).double().mean().item() if calls_i else float('nan')
-            if located_i:
-                energy, pointing, iou, alive, leak = torch.cat(located_i).T
-                located[name] = {k: ((v * alive).sum() / alive.sum()).item() for k, v in
-                                 (('energy', energy), ('pointing', pointing), ('iou', iou))}
-                located[name] |= dict(dead=1 - alive.mean().item(), leakage=leak.mean().item())
-        params, macs, ms = cost(G, to_float(test_x[:1].to(device), size), test_y[:1][:, cols].to(device))
-        results.append(dict(
-            label=label, ckpt=path, iter=c['iter'], g_args=c['g_args'], config=c['config'], accuracy=accuracy,
-            accuracy_mean=float(np.nanmean(list(accuracy.values()))),
-            fd_clf=frechet_distance(*real.mean_cov(), *fake.mean_cov()), n_fake=fake.n,
-            localisation=located, params=params, macs=macs, latency_ms=ms,
-            **{k: float(np.nanmean([v[k] for v in located.values()])) for k in
-               (('energy', 'pointing', 'iou', 'dead', 'leakage') if located else ())}))
+                    rate = n_done / (t_log - t0)
+                    print(f"{row['name']}: {n_done:,}/{n_total:,} translations | {rate:.0f} images/s | "
+                          f'eta {(n_total - n_done) / rate:.0f}s', flush=True)
+            accuracy[name] = row['hits'][:, col].nanmean().item()
+            measures[name] = {k: torch.cat(v).nanmean().item() for k, v in measured.items()}
+        stats = real[row['real']].stats(), fake.stats()
+        result = dict(
+            label=row['name'], ckpt=row['path'], iter=row['c']['iter'], g_args=row['c']['g_args'],
+            config=row['c']['config'], accuracy=accuracy, accuracy_mean=float(np.nanmean(list(accuracy.values()))),
+            n_real=stats[0]['n'], n_fake=stats[1]['n'], measures=measures,
+            fd_clf=frechet_distance(*(s[k] for s in stats for k in ('mu', 'sigma'))))
+        result |= {k: float(np.nanmean([m[k] for m in measures.values()])) for k in measures[name]}
+        if weights:
+            result |= distances(real_inception[row['real']], fake_inception.stats(), generator, device)
+        results.append(result | cost(net, *batch(net, without(name)[:64]), name))
 
-    # output
-    top = [['accuracy, %', *shown, 'Mean', 'FD-clf']]
-    for r in results:
-        top.append([r['label'], *(percent(r['accuracy'].get(name, float('nan'))) for name in shown),
-                    percent(r['accuracy_mean']), f"{r['fd_clf']:.2f}"])
-    for text, scores in (('real: recall', recall), ('real: balanced acc.', balanced)):
-        scores = [scores[attrs.index(name)] for name in shown]
-        top.append([text, *map(percent, scores), percent(float(np.nanmean(scores))), ''])
-    bottom = [['', 'energy', 'point', 'IoU', 'dead', 'leak', 'params', 'MMACs', 'ms']]
-    for r in results:
-        where = ['-'] * 5 if not r['localisation'] else [
-            f"{r['energy']:.2f}", percent(r['pointing']), f"{r['iou']:.2f}", percent(r['dead']), f"{r['leakage']:.3f}"]
-        bottom.append([r['label'], *where, f"{r['params']:,}", f"{r['macs'] / 1e6:.1f}", f"{r['latency_ms']:.1f}"])
-    text = (f"{table(top)}\n\n{table(bottom)}\n\n{len(test_x):,} test images of {data_dir} at {size} px, "
-            f"{results[0]['n_fake']:,} translations a row; classifier resnet18, seed {seed}; last checkpoints;\n"
-            f"maps: {cam}, class scores by the discriminator of {labels[0]}; {device}, {time.time() - t_start:.0f} s")
-    header, rows, names = ['input'] + [text for label in labels for text in (label, 'its map')], [], []
-    common = [name for name in shown if all(name in columns[label] for label in labels)]
-    for name in common:
-        for k in range(len(columns[labels[0]][name][0])):
-            rows.append([columns[labels[0]][name][0][k]]
-                        + [columns[label][name][j][k] for label in labels for j in (1, 2)])
+    # seeds of one configuration are one row
+    ignored = ('seed', 'out_dir', 'resume', 'device', 'log_interval', 'sample_interval', 'ckpt_interval', 'n_samples')
+    groups = {}
+    for row, result in zip(rows, results):
+        settings = {k: v for k, v in result['config'].items() if k not in ignored}
+        key = json.dumps([row['c']['script'], row['c']['iter'], row['targets'], settings], sort_keys=True)
+        groups.setdefault(key, []).append((row, result))
+    merged = []  # (name, results, hits (N, attributes), the first seed's row)
+    for group in groups.values():
+        name = group[0][0]['name']
+        if len(group) > 1:
+            name = re.sub(r'[-_. ]+(s|seed)?$', '', os.path.commonprefix([row['name'] for row, _ in group]))
+            name = f'{name or group[0][0]["name"]} ({len(group)} seeds)'
+        hits = torch.stack([row['hits'] for row, _ in group]).mean(0)
+        merged.append((name, [result for _, result in group], hits, group[0][0]))
+
+    # tables
+    on_real = [('real: recall', recall.tolist()), ('real: balanced accuracy', balanced.tolist())]
+    on_real = [(text, dict(zip(attrs_all, values))) for text, values in on_real]
+    on_real = [(text, [v | dict(accuracy_mean=float(np.nanmean([v[name] for name in shown])))]) for text, v in on_real]
+    flat = [(name, [r | r['accuracy'] for r in seeds]) for name, seeds, _, _ in merged]
+    columns = [] if uag else [(name, name, 100, 1) for name in shown]
+    tables = [table('accuracy, %', columns + QUALITY, flat, on_real), table('maps', MAPS, flat),
+              table('cost', COST, flat)]
+    tables = [cells for cells in tables if cells]
+    notes = []
+    for k, (name, _, a, _) in enumerate(merged):
+        others = [(other, b) for other, _, b, _ in (merged if baseline else merged[:k])
+                  if other != name and other.startswith(baseline) and (~(a - b).isnan()).any()]
+        for other, b in others[-1:]:  # the nearest above, or the baseline
+            d, low, high = bootstrap(a, b, generator)
+            notes.append(f'{name} - {other}: {100 * d:+.1f} points of mean accuracy, '
+                         f'95 % interval over test images {100 * low:+.1f} to {100 * high:+.1f}')
+    n_real, n_fake = (' or '.join(f'{n:,}' for n in sorted({r[k] for r in results})) for k in ('n_real', 'n_fake'))
+    cuda = device.startswith('cuda')
+    machine = torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} CPU threads'
+    notes.append(f'{n_real} real {split} images of {data_dir} at {size} px, {n_fake} translations a row, uint8 pixels; '
+                 f"last checkpoints; classifier {arch}, seed {seed}; {'' if uag else f'maps: {cam}; '}{machine}, "
+                 f'{time.time() - t_start:.0f} s')
+    if weights:
+        few = min(min(r['n_real'], r['n_fake']) for r in results) < 2048
+        notes.append(f'FID and KID: Inception {inception_net.sha256}; KID and its deviation: subsets of at most 1,000'
+                     + (f'; {SMALL}' if few else ''))
+    text = '\n\n'.join([as_text(cells) for cells in tables] + ['\n'.join(notes)])
+    print('\n' + text)
+
+    # figures
+    columns, plain, mapped, names = list(dict.fromkeys(row['label'] for *_, row in merged)), [], [], []
+    for name in shown:
+        cells = {row['label']: pictures[row['name'], name] for *_, row in merged if (row['name'], name) in pictures}
+        x, blank = next(iter(cells.values()))[0] if cells else (), torch.ones(3, size, size)
+        for k in range(len(x)):
+            plain.append([x[k]] + [cells[c][1][k] if c in cells else blank for c in columns])
+            mapped.append([x[k]] + [cells[c][j][k] if c in cells else blank for c in columns for j in (1, 2)])
             names.append(name)
-    write(text, dict(config=config, device=device, torch=torch.__version__, n_test=len(test_x), attrs=shown,
-                     clf_recall=dict(zip(attrs, recall)), clf_balanced_accuracy=dict(zip(attrs, balanced)),
-                     checkpoints=results), header, rows, names)
+    with_maps = [text for label in columns for text in (label, 'its map')]
+    figures = [('translations.png', 'Translations', figure(['input', *columns], plain, names)),
+               ('maps.png', 'Translations and attention maps', figure(['input', *with_maps], mapped, names))]
+    if not uag:
+        cells = []
+        for name in nets[0].attrs:
+            x, y = batch(nets[0], without(name)[:1])
+            x_fake, maps = nets[0].maps(x, y, name, nets[0].stages().values())
+            cells.append([x[0], *(overlay(x, A)[0] for A in maps), x_fake[0]])
+        figures.append(('stages.png', f'Maps of every stage of {labels[0]}',
+                        figure(['input', *nets[0].stages(), 'output'], cells, nets[0].attrs)))
+    cells, names = [], []
+    for name, c_pse in pairs.items():
+        knowing = [row for *_, row in merged if name in row['targets']]
+        for k in without(name, c_pse)[:n_rows]:
+            cells.append([batch(nets[0], k[None])[0][0]])
+            names.append(f'{c_pse}, {name}')
+            for net, target in [(nets[0], c_pse)] + [(row['net'], name) for row in knowing]:
+                x, y = batch(net, k[None])
+                x_fake, (A,) = net.maps(x, y, target)
+                cells[-1] += [x_fake[0], overlay(x, torch.zeros(1, 1, 1, device=device) if A is None else A)[0]]
+    if cells:
+        header = ['input', f'{labels[0]}: c_pse', 'its map'] + [t for row in knowing for t in (row['label'], 'its map')]
+        figures.append(('pseudo.png', 'Maps of c_pse beside maps of c', figure(header, cells, names)))
+
+    # files
+    command = 'python evaluate.py ' + shlex.join(sys.argv[1:])
+    versions = ', '.join(f'{m.__name__} {m.__version__}' for m in (torch, torchvision, np))
+    details = [('Command', command), ('Versions', versions), ('Settings', json.dumps(config, indent=1))]
+    details += [(f"{r['ckpt']}, iteration {r['iter']:,}", json.dumps(r['config'], indent=1)) for r in results]
+    write_file('table.txt', text + '\n')
+    write_file('table.md', '\n\n'.join(map(as_markdown, tables)) + '\n\n' + '\n'.join(f'- {n}' for n in notes) + '\n')
+    write_file('results.json', json.dumps(dict(
+        command=command, config=config, device=device, versions=versions, n_test=len(test_x), attrs=shown, notes=notes,
+        clf_recall=dict(zip(attrs_all, recall.tolist())), clf_balanced_accuracy=dict(zip(attrs_all, balanced.tolist())),
+        rows=[dict(label=name, ckpts=[r['ckpt'] for r in seeds]) for name, seeds, _, _ in merged],
+        checkpoints=results), indent=1))
+    for name, _, png in figures:
+        write_file(name, png)
+    write_file('report.html', report(f"{meta['dataset']}, {size} px", tables, notes, figures, details))
+    print(f"\n{os.path.join(out_dir, 'report.html')} has all of this, and {', '.join(name for name, _, _ in figures)}")

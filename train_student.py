@@ -5,6 +5,7 @@ whose G is also asked to look where the teacher's looks, by the Grad-CAM map of 
     A^c = ReLU(sum_k alpha_k F_k), alpha_k = GAP(dy^c / dF_k)           eq. (1), (2): gradcam.py
     L_att = E_{x,c} || A_T^c(x) - A_S^c(x) ||                           eq. (3): att_loss
     L_G = L_adv + lambda_cls L_cls + lambda_rec L_rec + lambda_att L_att     eq. (5)
+    L_att with A^{c_pse} for A^c: "pseudo"-attention of a teacher of other attributes    eq. (6), (7): --pseudo
 
 Both maps explain the class score y^c of the *teacher's* discriminator (Fig. 3). Data, attributes and the size of D are
 the teacher's unless given.
@@ -12,6 +13,8 @@ the teacher's unless given.
     python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=10                     # S with attention loss
     python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=0 --out_dir=out/s0     # S without
     python train_student.py --teacher=out/teacher/ckpt.pt --conv_dim=16 --n_blocks=1 --out_dir=out/slite    # S-Lite
+    python train_student.py --teacher=out/hair/ckpt.pt --attrs=Brown_Hair,Gray_Hair,Bald,Straight_Hair \
+        --pseudo=Black_Hair,Blond_Hair,Wearing_Hat,Wavy_Hair                                  # Table 3
 
 Writes out_dir/ckpt.pt (evaluate.py reads it), log.txt, samples/ and a copy of this script.
 """
@@ -44,12 +47,15 @@ sample_interval = 5000  # iterations between sample grids
 ckpt_interval = 5000  # iterations between checkpoints; what a crash can cost you
 n_samples = 8  # rows of the grid: the first so many test images, always the same
 resume = False  # go on from out_dir/ckpt.pt if there is one
+init_from = ''  # start from a ckpt.pt with nets of the same sizes, whatever its attributes; resume goes first
 # teacher
 teacher = ''  # its ckpt.pt
 teacher_script = ''  # the script that made it, if that is no longer in this folder under its old name
 # data
 dataset = ''  # '': the teacher's; else a folder under data/, or the path of any folder that a prepare.py wrote
-attrs = ''  # '': the teacher's; else the same ones must be named
+attrs = ''  # '': the teacher's; else the same ones in any order, or others if pseudo is set or lambda_att is 0
+pseudo = ''  # eq. (6)-(7): for each of attrs the teacher's that changes the same region, each once. The paper's: attrs
+#   Brown_Hair,Gray_Hair,Bald,Straight_Hair, pseudo Black_Hair,Blond_Hair,Wearing_Hat,Wavy_Hair. '': attrs themselves
 # generator: T is 64/6 (8.4M parameters), S 32/3 (1.2M), S-Lite 16/1 (0.16M)
 conv_dim = 32  # channels of the first layer; the residual blocks have 4x as many
 n_blocks = 3  # residual blocks
@@ -63,9 +69,11 @@ lambda_gp = 10.0  # gradient penalty
 lambda_att = 10.0  # attention, eq. (5); 0 is the paper's "S w/o att loss", and costs what it costs without a teacher
 cam = 'gradcam'  # eq. (1)-(2); 'hirescam' does not pool the gradient: sharper maps
 att_norm = 'l2'  # L_att on maps each divided by its 'l2' norm or its 'max', or 'none': README, Results, says why l2
+hook_block = -1  # which residual block has the maps, in G and the teacher alike: -1 the last (the paper's), 0 the first
+att_control = ''  # 'shuffle' deals each image another one's teacher map: a control, which should not help the student
 n_critic = 5  # D steps for each G step; 1 makes the most of a short run, 5 is WGAN-GP's advice for a long one
 # optimiser
-max_iters = 200000  # D steps
+max_iters = 200000  # D steps; with init_from also 0: write its ckpt.pt and stop
 batch_size = 16  # images
 lr = 1e-4  # constant for the first half of the run, then linear to 0; short runs want up to 1e-3
 beta1 = 0.5  # Adam
@@ -209,6 +217,15 @@ def set_attr(c_org, i, exclusive):
     return c
 
 
+@torch.no_grad()
+def label_effect(G, x, c, multi_label):
+    """Mean |G(x, c) - G(x, c')|, c' the opposite of labels c (B, c_dim), or in single-label sets the next class.
+
+    About 0 where G ignores its label: the reconstruction is then perfect, and nothing is translated.
+    """
+    return (G(x, c) - G(x, 1 - c if multi_label else c.roll(1, 1))).abs().mean().item()
+
+
 # losses
 
 
@@ -222,6 +239,13 @@ def gradient_penalty(D, x_real, x_fake, alpha):
 def pick_class(c):
     """One of each image's target classes at random: c (B, c_dim) -> index (B, 1), and (B,) 1., or 0. if it has none."""
     return (torch.rand_like(c) * c).argmax(1, keepdim=True), c.amax(1)
+
+
+def to_teacher(c, cols, n):
+    """c (B, c_dim) -> c_pse (B, n), the teacher's n attributes: attribute k at column cols[k], 0 where none is."""
+    c_pse = c.new_zeros(len(c), n)
+    c_pse[:, cols] = c
+    return c_pse
 
 
 def att_loss(cam_teacher, cam_student, has_class, att_norm):
@@ -267,6 +291,33 @@ def load_ckpt(path, *kinds):
         return ckpt
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
         sys.exit(f'{path}: not a checkpoint, or a damaged one: {(str(e) or type(e).__name__).splitlines()[0]}')
+
+
+def warm_start(G, D, ckpt, names):
+    """Copies the weights of checkpoint `ckpt` into G and D, which work on attributes `names` -> a line for the log.
+
+    An attribute's own weights, its plane in G's first convolution and its row in D's class head, are copied by name;
+    they stay as they are where the checkpoint has no such attribute, rows also where it is for another image size.
+    Exits with one line where the nets have other sizes.
+    """
+    new, old = ({f'{net}.{k}': v for net in 'GD' for k, v in nets[net].items()}
+                for nets in (dict(G=G.state_dict(), D=D.state_dict()), ckpt))
+    planes, head = 'G.down.0.weight', 'D.cls.weight'
+    shapes = [{k: v.shape for k, v in weights.items() if k not in (planes, head)} for weights in (new, old)]
+    if shapes[0] != shapes[1]:
+        sys.exit(f"--init_from: nets of other sizes, G {ckpt['g_args']}, D {ckpt['d_args']}: give these sizes by flags")
+    for k in shapes[0]:
+        new[k].copy_(old[k])
+    shared = [name for name in names if name in ckpt['attrs']]
+    to, of = ([own.index(name) for name in shared] for own in (names, ckpt['attrs']))
+    dst, src = ([0, 1, 2] + [3 + i for i in own] for own in (to, of))  # behind red, green and blue
+    new[planes][:, dst] = old[planes][:, src].to(new[planes])
+    rows = shared if new[head].shape[1:] == old[head].shape[1:] else []
+    if rows:
+        new[head][to] = old[head][of].to(new[head])
+    left = [', '.join(name for name in names if name not in copied) or 'none' for copied in (shared, rows)]
+    return (f"copied whole: {len(shapes[0])} tensors; in part: {planes} ({', '.join(['red, green, blue'] + shared)}), "
+            f"{head} ({', '.join(rows) or 'none'}); left new: their {left[0]} and {left[1]}")
 
 
 def load_script(ckpt, path='', flag='--script'):
@@ -317,6 +368,8 @@ if __name__ == '__main__':
         sys.exit('--teacher= the ckpt.pt of a trained teacher (train_teacher.py makes one)')
     if cam not in ('gradcam', 'hirescam') or att_norm not in ('none', 'l2', 'max') or not lambda_att >= 0:
         sys.exit('--cam is gradcam or hirescam, --att_norm none, l2 or max, and --lambda_att not below 0')
+    if att_control not in ('', 'shuffle') or att_control and batch_size < 2:
+        sys.exit(f"--att_control={att_control}: '', or shuffle with a batch_size of 2 or more")
     t_ckpt = load_ckpt(teacher, 'stargan')
     t_script = load_script(t_ckpt, teacher_script, '--teacher_script')
     dataset, attrs = dataset or t_ckpt['config']['dataset'], attrs or ','.join(t_ckpt['attrs'])
@@ -331,14 +384,21 @@ if __name__ == '__main__':
     exclusive += [] if multi_label else [list(range(c_dim))]
     if meta['image_size'] % image_size or image_size % 4 or image_size < 8:
         sys.exit(f"{teacher} works at {image_size} px, which does not divide the {meta['image_size']} px of {data_dir}")
-    if names != t_ckpt['attrs']:
-        sys.exit(f"{teacher} was trained on {','.join(t_ckpt['attrs'])}, this student on {','.join(names)}: "
-                 f"they must be the same, in the same order")
+    init = load_ckpt(init_from, 'stargan') if init_from else None
+    t_attrs, c_pse = t_ckpt['attrs'], pseudo.split(',') if pseudo else names
+    scored = (len(c_pse) == len(names) == len(set(c_pse)) and set(c_pse) <= set(t_attrs)
+              and (pseudo != '' or len(names) == len(t_attrs)))  # the teacher has a score for every attribute
+    if not scored and (pseudo or lambda_att > 0):
+        sys.exit(f"{teacher} was trained on {','.join(t_attrs)}, this student on {','.join(names)}: they must be "
+                 f"the same, or --pseudo names one of the teacher's for each, none twice; it is '{pseudo}'")
     if dtype not in ('float32', 'bfloat16'):
         sys.exit(f'--dtype={dtype}: float32 or bfloat16')
-    if not all(v > 0 for v in (max_iters, batch_size, n_critic, lr, conv_dim, n_blocks, d_conv_dim, d_n_layers,
-                               n_samples, log_interval, sample_interval, ckpt_interval)):
+    if not all(v > 0 for v in (max_iters + bool(init_from), batch_size, n_critic, lr, conv_dim, n_blocks, d_conv_dim,
+                               d_n_layers, n_samples, log_interval, sample_interval, ckpt_interval)):
         sys.exit('max_iters, batch_size, n_critic, lr, n_samples, the intervals and the nets\' sizes must be above 0')
+    blocks = min(n_blocks, t_ckpt['g_args']['n_blocks'])
+    if not -blocks <= hook_block < blocks:
+        sys.exit(f'--hook_block={hook_block}: {-blocks} to {blocks - 1}, for {teacher} and --n_blocks={n_blocks}')
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device_type = device.split(':')[0]
     try:
@@ -364,13 +424,15 @@ if __name__ == '__main__':
     D_teacher = t_script.Discriminator(**t_ckpt['d_args']).to(device).requires_grad_(False)
     G_teacher.load_state_dict(t_ckpt['G'])
     D_teacher.load_state_dict(t_ckpt['D'])
-    hook_teacher, hook_student = GradCAM(G_teacher.res[-1], cam), GradCAM(G.res[-1], cam)
+    hook_teacher, hook_student = (GradCAM(net.res[hook_block], cam) for net in (G_teacher, G))
+    cols = torch.tensor([t_attrs.index(name) for name in c_pse] if scored else [], device=device)  # c_pse's columns
     opt_G = torch.optim.Adam(G.parameters(), lr, (beta1, beta2))
     opt_D = torch.optim.Adam(D.parameters(), lr, (beta1, beta2))
     autocast = torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
 
     ckpt_path, start = os.path.join(out_dir, 'ckpt.pt'), 0
-    if os.path.exists(ckpt_path):
+    resumed = os.path.exists(ckpt_path)
+    if resumed:
         if not resume:
             sys.exit(f'{ckpt_path} exists: --resume=True to go on with it, or another --out_dir')
         ckpt = load_ckpt(ckpt_path, 'stargan')
@@ -384,10 +446,12 @@ if __name__ == '__main__':
         if device_type == 'cuda' and ckpt['rng_cuda'] is not None:
             torch.cuda.set_rng_state(ckpt['rng_cuda'], device)
         start = ckpt['iter']
+    elif init:
+        copied = warm_start(G, D, init, names)
     config = {k: globals()[k] for k in config_keys}  # what was left open is settled by now
     with open(__file__) as f:
         source = f.read()
-    if start >= max_iters:
+    if resumed and start >= max_iters:
         print(f'{ckpt_path}: already at iteration {start}, nothing to do')
         sys.exit()
     try:
@@ -404,12 +468,27 @@ if __name__ == '__main__':
     n_params = [sum(p.numel() for p in net.parameters()) for net in (G, D)]
     log(f'G {n_params[0]:,} and D {n_params[1]:,} parameters on {device}')
     log(f'{len(rows):,} training images of {data_dir} at {image_size} px')
-    log(f"columns of the grids: input, {', '.join(names)}; rows: images, the teacher's maps, the student's")
+    maps = "the teacher's maps, the student's" if scored else 'no maps: the teacher has no score for these'
+    log(f"columns of the grids: input, {', '.join(names)}; rows: images, {maps}")
     log(f'iteration {start} of {max_iters}')
-    if start:
+    if resumed:
         changed = [f'{k}={v!r} was {ckpt["config"].get(k)!r}' for k, v in config.items() if v != ckpt['config'].get(k)]
         changed += ['the script itself'] if ckpt['source'] != source else []
+        changed += [f'--init_from is not used, {ckpt_path} goes on'] if init_from else []
         log(f"resumed; changed: {', '.join(changed)}")
+    elif init:
+        log(f"started from {init_from}: G {init['g_args']}, D {init['d_args']}; {copied}")
+
+    def save(n):
+        save_ckpt(ckpt_path, dict(
+            kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(),
+            opt_D=opt_D.state_dict(), iter=n, rng=torch.get_rng_state(),
+            rng_cuda=torch.cuda.get_rng_state(device) if device_type == 'cuda' else None,
+            g_args=g_args, d_args=d_args, attrs=names, exclusive=exclusive, config=config,
+            script=os.path.basename(__file__), source=source))
+
+    if not max_iters:
+        save(0)
 
     loss_names = ['D real', 'D fake', 'D cls', 'D gp', 'G fake', 'G rec', 'G cls']
     loss_names += ['G att', 'G dead_T', 'G dead_S'] if lambda_att > 0 else []  # dead: share of all-zero maps
@@ -447,12 +526,15 @@ if __name__ == '__main__':
         # 3. generator, eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - G(x_fake, c_org)|_1
         #    + lambda_att L_att
         if train_G:
-            c, has_class = pick_class(c_trg)  # with lambda_att = 0 too: both runs then see the same batches
+            k, has_class = pick_class(c_trg)  # with lambda_att = 0 too: both runs then see the same batches
             if lambda_att > 0:  # now, before G runs again: the hook keeps the features of the latest forward pass
-                cam_student = hook_student(D_teacher(x_fake.float())[1].gather(1, c), create_graph=True)
+                k = cols[k]  # (B, 1): the score is y^{c_pse}, of the teacher's discriminator, for both maps
+                cam_student = hook_student(D_teacher(x_fake.float())[1].gather(1, k), create_graph=True)
                 with autocast:
-                    x_teacher = G_teacher(x_real, c_trg)
-                cam_teacher = hook_teacher(D_teacher(x_teacher.float())[1].gather(1, c))
+                    x_teacher = G_teacher(x_real, to_teacher(c_trg, cols, len(t_attrs)))
+                cam_teacher = hook_teacher(D_teacher(x_teacher.float())[1].gather(1, k))
+                if att_control == 'shuffle':
+                    cam_teacher = cam_teacher.roll(1, 0)
                 g_loss_att = att_loss(cam_teacher, cam_student, has_class, att_norm)
                 dead = [(A.amax((1, 2)) == 0).float().mean() for A in (cam_teacher, cam_student)]
             D.requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
@@ -499,21 +581,24 @@ if __name__ == '__main__':
             n_g, last_log = 0, n
         t0 = time.time()
         if n % sample_interval == 0 or last:
-            columns = [torch.stack([x_fixed] * 3, 1)]  # (n, 3 rows, 3, H, W)
+            columns = [torch.stack([x_fixed] * (3 if scored else 1), 1)]  # (n, 3 rows, 3, H, W)
             for i in range(c_dim):
                 c_trg = set_attr(c_fixed, i, exclusive)
                 x_fake = G(x_fixed, c_trg)
-                cam_student = hook_student(D_teacher(x_fake)[1][:, i])
-                cam_teacher = hook_teacher(D_teacher(G_teacher(x_fixed, c_trg))[1][:, i])
-                shown = [x_fake.detach(), overlay(x_fixed, cam_teacher), overlay(x_fixed, cam_student)]
+                shown = [x_fake.detach()]
+                if scored:
+                    cam_student = hook_student(D_teacher(x_fake)[1][:, cols[i]])
+                    x_teacher = G_teacher(x_fixed, to_teacher(c_trg, cols, len(t_attrs)))
+                    cam_teacher = hook_teacher(D_teacher(x_teacher)[1][:, cols[i]])
+                    shown += [overlay(x_fixed, cam_teacher), overlay(x_fixed, cam_student)]
                 columns.append(torch.stack(shown, 1))
             grid = torch.stack(columns, 2).flatten(0, 2)  # (n, 3 rows, 1 + c_dim columns, 3, H, W) -> images in order
             save_image(grid / 2 + 0.5, os.path.join(out_dir, 'samples', f'{n:06d}.png'), nrow=1 + c_dim)
+            effect = label_effect(G, x_fixed, set_attr(c_fixed, 0, exclusive), multi_label)
+            log(f"iter {n:6d}/{max_iters} | mean |G(x, c) - G(x, c')| = {effect:.4f}")
+            if effect < 0.01 and n > 0.1 * max_iters:
+                log(f"warning: the translations hardly depend on the label: mean |G(x, c) - G(x, c')| = {effect:.4f}; "
+                    f"lower --lambda_rec or raise --lambda_cls")
         if n % ckpt_interval == 0 or last:
-            save_ckpt(ckpt_path, dict(
-                kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(),
-                opt_D=opt_D.state_dict(), iter=n, rng=torch.get_rng_state(),
-                rng_cuda=torch.cuda.get_rng_state(device) if device_type == 'cuda' else None,
-                g_args=g_args, d_args=d_args, attrs=names, config=config,
-                script=os.path.basename(__file__), source=source))
+            save(n)
         t_aside += time.time() - t0

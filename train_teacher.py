@@ -8,6 +8,7 @@ The generator's size is free: the paper's T is the default, S is --conv_dim=32 -
     python data/toyfaces/prepare.py && python train_teacher.py --dataset=toyfaces --max_iters=20000   # no download
     python data/celeba/prepare.py --src=... && python train_teacher.py                              # the paper's run
     python train_teacher.py --resume=True                                                # the same, gone on with
+    python train_teacher.py --init_from=200000-G.ckpt,200000-D.ckpt --max_iters=0 --attrs=...   # convert
 
 Writes out_dir/ckpt.pt (train_student.py and evaluate.py read it), log.txt, samples/ and a copy of this script.
 """
@@ -36,6 +37,8 @@ sample_interval = 5000  # iterations between sample grids
 ckpt_interval = 5000  # iterations between checkpoints; what a crash can cost you
 n_samples = 8  # rows of the grid: the first so many test images, always the same
 resume = False  # go on from out_dir/ckpt.pt if there is one
+init_from = ''  # start from a ckpt.pt with nets of the same sizes, whatever its attributes; resume goes first. Or from
+#   StarGAN's own 200000-G.ckpt,200000-D.ckpt: attrs must be its, in its order, and the sizes are taken from there
 # data
 dataset = 'celeba'  # a folder under data/, or the path of any folder that a prepare.py wrote
 image_size = 0  # pixels; 0: as the data is; smaller by a whole factor: averaged down on the fly, for quick experiments
@@ -52,7 +55,7 @@ lambda_rec = 10.0  # cycle reconstruction: higher keeps faces more, up to ignori
 lambda_gp = 10.0  # gradient penalty
 n_critic = 5  # D steps for each G step; 1 makes the most of a short run, 5 is WGAN-GP's advice for a long one
 # optimiser
-max_iters = 200000  # D steps
+max_iters = 200000  # D steps; with init_from also 0: write its ckpt.pt and stop
 batch_size = 16  # images
 lr = 1e-4  # constant for the first half of the run, then linear to 0; short runs want up to 1e-3
 beta1 = 0.5  # Adam
@@ -196,6 +199,15 @@ def set_attr(c_org, i, exclusive):
     return c
 
 
+@torch.no_grad()
+def label_effect(G, x, c, multi_label):
+    """Mean |G(x, c) - G(x, c')|, c' the opposite of labels c (B, c_dim), or in single-label sets the next class.
+
+    About 0 where G ignores its label: the reconstruction is then perfect, and nothing is translated.
+    """
+    return (G(x, c) - G(x, 1 - c if multi_label else c.roll(1, 1))).abs().mean().item()
+
+
 # losses
 
 
@@ -236,6 +248,59 @@ def load_ckpt(path, *kinds):
         sys.exit(f'{path}: not a checkpoint, or a damaged one: {(str(e) or type(e).__name__).splitlines()[0]}')
 
 
+def load_official(paths, names):
+    """yunjey/stargan's 'N-G.ckpt,N-D.ckpt' -> dict of G, D, attrs, g_args, d_args as in a checkpoint of these scripts.
+
+    Its nets are the ones above under other names: without the running statistics of its instance norms, never used as
+    it stays in train mode, they are the same tensors in the same order. Exits with one line where they are not.
+    """
+    try:
+        g, d = [[w for k, w in torch.load(path, map_location='cpu', weights_only=True).items()
+                 if 'running_' not in k and 'num_batches' not in k] for path in paths.split(',')]
+        n_layers = len(d) // 2 - 1  # weight and bias each, and two heads; G: 16 tensors and 6 a block
+        g_args = dict(conv_dim=len(g[0]), c_dim=g[0].shape[1] - 3, n_blocks=len(g) // 6 - 2)
+        image_size = d[-1].shape[-1] * 2 ** n_layers
+        d_args = dict(image_size=image_size, conv_dim=len(d[0]), c_dim=len(d[-1]), n_layers=n_layers)
+        with torch.device('meta'):  # no memory yet
+            G, D = Generator(**g_args), Discriminator(**d_args)
+        for net, weights in ((G, g), (D, d)):
+            net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)), assign=True)
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
+            pickle.UnpicklingError) as e:
+        sys.exit(f"--init_from={paths}: not StarGAN's G and D, in this order: {(str(e) or repr(e)).splitlines()[0]}")
+    if not g_args['c_dim'] == d_args['c_dim'] == len(names):
+        sys.exit(f"--init_from={paths}: G has {g_args['c_dim']} attributes, D {d_args['c_dim']}, --attrs {len(names)}: "
+                 f"{','.join(names)}. Name theirs, in the order they were trained on")
+    return dict(G=G.state_dict(), D=D.state_dict(), attrs=names, g_args=g_args, d_args=d_args)
+
+
+def warm_start(G, D, ckpt, names):
+    """Copies the weights of checkpoint `ckpt` into G and D, which work on attributes `names` -> a line for the log.
+
+    An attribute's own weights, its plane in G's first convolution and its row in D's class head, are copied by name;
+    they stay as they are where the checkpoint has no such attribute, rows also where it is for another image size.
+    Exits with one line where the nets have other sizes.
+    """
+    new, old = ({f'{net}.{k}': v for net in 'GD' for k, v in nets[net].items()}
+                for nets in (dict(G=G.state_dict(), D=D.state_dict()), ckpt))
+    planes, head = 'G.down.0.weight', 'D.cls.weight'
+    shapes = [{k: v.shape for k, v in weights.items() if k not in (planes, head)} for weights in (new, old)]
+    if shapes[0] != shapes[1]:
+        sys.exit(f"--init_from: nets of other sizes, G {ckpt['g_args']}, D {ckpt['d_args']}: give these sizes by flags")
+    for k in shapes[0]:
+        new[k].copy_(old[k])
+    shared = [name for name in names if name in ckpt['attrs']]
+    to, of = ([own.index(name) for name in shared] for own in (names, ckpt['attrs']))
+    dst, src = ([0, 1, 2] + [3 + i for i in own] for own in (to, of))  # behind red, green and blue
+    new[planes][:, dst] = old[planes][:, src].to(new[planes])
+    rows = shared if new[head].shape[1:] == old[head].shape[1:] else []
+    if rows:
+        new[head][to] = old[head][of].to(new[head])
+    left = [', '.join(name for name in names if name not in copied) or 'none' for copied in (shared, rows)]
+    return (f"copied whole: {len(shapes[0])} tensors; in part: {planes} ({', '.join(['red, green, blue'] + shared)}), "
+            f"{head} ({', '.join(rows) or 'none'}); left new: their {left[0]} and {left[1]}")
+
+
 if __name__ == '__main__':
     # set-up
     data_dir, meta = find_data(dataset)
@@ -245,13 +310,18 @@ if __name__ == '__main__':
     c_dim, multi_label = len(names), meta['label'] == 'multi'
     exclusive = [[names.index(n) for n in group if n in names] for group in meta['exclusive']]
     exclusive += [] if multi_label else [list(range(c_dim))]
+    init = load_ckpt(init_from, 'stargan') if init_from and ',' not in init_from else None
+    if ',' in init_from:
+        init = load_official(init_from, names)
+        conv_dim, _, n_blocks = init['g_args'].values()
+        image_size, d_conv_dim, _, d_n_layers = init['d_args'].values()
     image_size = image_size or meta['image_size']
     if meta['image_size'] % image_size or image_size % 4 or image_size < 8:
         sys.exit(f"--image_size={image_size}: no multiple of 4 that divides the {meta['image_size']} px of {data_dir}")
     if dtype not in ('float32', 'bfloat16'):
         sys.exit(f'--dtype={dtype}: float32 or bfloat16')
-    if not all(v > 0 for v in (max_iters, batch_size, n_critic, lr, conv_dim, n_blocks, d_conv_dim, d_n_layers,
-                               n_samples, log_interval, sample_interval, ckpt_interval)):
+    if not all(v > 0 for v in (max_iters + bool(init_from), batch_size, n_critic, lr, conv_dim, n_blocks, d_conv_dim,
+                               d_n_layers, n_samples, log_interval, sample_interval, ckpt_interval)):
         sys.exit('max_iters, batch_size, n_critic, lr, n_samples, the intervals and the nets\' sizes must be above 0')
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device_type = device.split(':')[0]
@@ -279,7 +349,8 @@ if __name__ == '__main__':
     autocast = torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
 
     ckpt_path, start = os.path.join(out_dir, 'ckpt.pt'), 0
-    if os.path.exists(ckpt_path):
+    resumed = os.path.exists(ckpt_path)
+    if resumed:
         if not resume:
             sys.exit(f'{ckpt_path} exists: --resume=True to go on with it, or another --out_dir')
         ckpt = load_ckpt(ckpt_path, 'stargan')
@@ -293,10 +364,12 @@ if __name__ == '__main__':
         if device_type == 'cuda' and ckpt['rng_cuda'] is not None:
             torch.cuda.set_rng_state(ckpt['rng_cuda'], device)
         start = ckpt['iter']
+    elif init:
+        copied = warm_start(G, D, init, names)
     config = {k: globals()[k] for k in config_keys}  # what was left open is settled by now
     with open(__file__) as f:
         source = f.read()
-    if start >= max_iters:
+    if resumed and start >= max_iters:
         print(f'{ckpt_path}: already at iteration {start}, nothing to do')
         sys.exit()
     try:
@@ -315,10 +388,24 @@ if __name__ == '__main__':
     log(f'{len(rows):,} training images of {data_dir} at {image_size} px')
     log(f"columns of the grids: input, {', '.join(names)}")
     log(f'iteration {start} of {max_iters}')
-    if start:
+    if resumed:
         changed = [f'{k}={v!r} was {ckpt["config"].get(k)!r}' for k, v in config.items() if v != ckpt['config'].get(k)]
         changed += ['the script itself'] if ckpt['source'] != source else []
+        changed += [f'--init_from is not used, {ckpt_path} goes on'] if init_from else []
         log(f"resumed; changed: {', '.join(changed)}")
+    elif init:
+        log(f"started from {init_from}: G {init['g_args']}, D {init['d_args']}; {copied}")
+
+    def save(n):
+        save_ckpt(ckpt_path, dict(
+            kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(),
+            opt_D=opt_D.state_dict(), iter=n, rng=torch.get_rng_state(),
+            rng_cuda=torch.cuda.get_rng_state(device) if device_type == 'cuda' else None,
+            g_args=g_args, d_args=d_args, attrs=names, exclusive=exclusive, config=config,
+            script=os.path.basename(__file__), source=source))
+
+    if not max_iters:
+        save(0)
 
     loss_names = ['D real', 'D fake', 'D cls', 'D gp', 'G fake', 'G rec', 'G cls']
     loss_sum, n_g, last_log = torch.zeros(len(loss_names), device=device), 0, start
@@ -399,11 +486,11 @@ if __name__ == '__main__':
                 columns = [x_fixed] + [G(x_fixed, set_attr(c_fixed, i, exclusive)).float() for i in range(c_dim)]
             grid = torch.stack(columns, 1).flatten(0, 1)  # row = image, columns = input and each attribute switched on
             save_image(grid / 2 + 0.5, os.path.join(out_dir, 'samples', f'{n:06d}.png'), nrow=1 + c_dim)
+            effect = label_effect(G, x_fixed, set_attr(c_fixed, 0, exclusive), multi_label)
+            log(f"iter {n:6d}/{max_iters} | mean |G(x, c) - G(x, c')| = {effect:.4f}")
+            if effect < 0.01 and n > 0.1 * max_iters:
+                log(f"warning: the translations hardly depend on the label: mean |G(x, c) - G(x, c')| = {effect:.4f}; "
+                    f"lower --lambda_rec or raise --lambda_cls")
         if n % ckpt_interval == 0 or last:
-            save_ckpt(ckpt_path, dict(
-                kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(),
-                opt_D=opt_D.state_dict(), iter=n, rng=torch.get_rng_state(),
-                rng_cuda=torch.cuda.get_rng_state(device) if device_type == 'cuda' else None,
-                g_args=g_args, d_args=d_args, attrs=names, config=config,
-                script=os.path.basename(__file__), source=source))
+            save(n)
         t_aside += time.time() - t0

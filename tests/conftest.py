@@ -14,7 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 
-# A process that has torch loaded already and forks for each command: importing it anew would be most of the tests' time.
+# A process that has torch loaded and forks for each command: to import it anew would be most of the tests' time.
 ZYGOTE = """
 import json, os, runpy, sys, traceback
 import numpy, torch, torchvision

@@ -68,23 +68,23 @@ def test_attention_changes_the_student_and_without_it_nothing_is_logged(teacher,
 
 def test_evaluate_writes_table_picture_and_json(teacher, student, tmp_path):
     evaluate = ['evaluate.py', f'--ckpt={teacher}/ckpt.pt,{student}/ckpt.pt', '--device=cpu', '--clf_epochs=1',
-                f'--clf_dir={tmp_path}/clf']
+                f'--clf_dir={tmp_path}/clf', '--inception=none']
     out = run(*evaluate, f'--out_dir={tmp_path}/e', '--batch_size=7')
     r = json.load(open(tmp_path / 'e' / 'results.json'))
     assert [c['label'] for c in r['checkpoints']] == [teacher.name, student.name]
     for c in r['checkpoints']:
         assert set(c['accuracy']) == {'a', 'b', 'c'} and 0 <= c['accuracy_mean'] <= 1 and c['fd_clf'] >= 0
-        assert c['energy'] >= 0 and 0 <= c['iou'] <= 1 and c['leakage'] > 0 and c['params'] > 0 and c['macs'] > 0
+        assert c['energy'] >= 0 and 0 <= c['iou'] <= 1 and c['leak'] > 0 and c['params'] > 0 and c['macs'] > 0
     y = np.load(os.path.join(ckpt(teacher)['config']['dataset'], 'test_y.npy'))
     assert r['checkpoints'][0]['n_fake'] == (y == 0).sum()  # every test image without the attribute
     assert (tmp_path / 'e' / 'table.txt').read_text().strip() in out
-    assert Image.open(tmp_path / 'e' / 'compare.png').size[0] > 5 * 96
+    assert Image.open(tmp_path / 'e' / 'maps.png').size[0] > 5 * 96
     again = run(*evaluate, f'--out_dir={tmp_path}/e2', '--batch_size=20')
     r2 = json.load(open(tmp_path / 'e2' / 'results.json'))
     assert 'step' not in again  # the classifier came from the cache
     for c, c2 in zip(r['checkpoints'], r2['checkpoints']):  # and the batch size does not matter
         assert c['accuracy'] == c2['accuracy'] and c['fd_clf'] == pytest.approx(c2['fd_clf'], rel=1e-3)
-        assert c['leakage'] == pytest.approx(c2['leakage'], rel=1e-5)
+        assert c['leak'] == pytest.approx(c2['leak'], rel=1e-5)
 
 
 def test_single_label(tmp_path):
@@ -92,7 +92,7 @@ def test_single_label(tmp_path):
     run('train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', *TINY[1:], '--attrs=p,q,s')
     run('train_student.py', f'--teacher={tmp_path}/t/ckpt.pt', f'--out_dir={tmp_path}/s', *TINY_S)
     run('evaluate.py', f'--ckpt={tmp_path}/t/ckpt.pt,{tmp_path}/s/ckpt.pt', f'--out_dir={tmp_path}/e', '--device=cpu',
-        f'--clf_dir={tmp_path}/clf', '--clf_epochs=1')
+        '--inception=none', f'--clf_dir={tmp_path}/clf', '--clf_epochs=1')
     r = json.load(open(tmp_path / 'e' / 'results.json'))
     y = np.load(f'{data}/test_y.npy')[:, [0, 1, 3]]
     for c in r['checkpoints']:  # each image of these classes to each of the two others
@@ -166,7 +166,7 @@ def test_edited_copy_trains_and_is_evaluated_and_a_changed_script_is_refused(tea
     assert '--teacher_script=' in run(script, f'--out_dir={tmp_path}/s', *args, ok=False, env=where)
     run(script, f'--out_dir={tmp_path}/s', *args, f'--teacher_script={ROOT}/train_teacher.py', env=where)
     evaluate = ['evaluate.py', f'--ckpt={teacher}/ckpt.pt,{tmp_path}/s/ckpt.pt', f'--out_dir={tmp_path}/e',
-                '--device=cpu', f'--clf_dir={tmp_path}/clf', '--clf_epochs=1']
+                '--inception=none',                 '--device=cpu', f'--clf_dir={tmp_path}/clf', '--clf_epochs=1']
     assert '--script=' in run(*evaluate, ok=False)  # my_student.py is not in the repository
     run(*evaluate, f'--script=,{script}')
     run(*evaluate, f'--script=,{tmp_path}/s/my_student.py')  # the copy kept in out_dir does as well
