@@ -1,6 +1,8 @@
 # make demo       a teacher, a student without and one with attention loss, compared: 10 minutes on 2 CPU cores
 # make demo-uag   attention-guided translation of drawn fruit and its two ablations: 10 minutes on 2 CPU cores
 # make test       the test suite
+# make bench      speed of the training steps
+# make table1 table2 table3 table4 ablation     the paper's experiments, on CelebA and a GPU unless told otherwise: see below
 # Each starts from a fresh clone, and picks up where it was when run again.
 # `rm -rf out/demo out/demo-uag` starts the demos over.
 
@@ -28,7 +30,7 @@ demo: .venv/installed
 	export OMP_NUM_THREADS=1; $(PY) $(DEMO_S) --lambda_att=0 --out_dir=$(DEMO)/S-without & a=$$!; \
 	    $(PY) $(DEMO_S) --lambda_att=10 --out_dir=$(DEMO)/S-with && wait $$a
 	$(PY) evaluate.py --ckpt=$(DEMO)/T/ckpt.pt,$(DEMO)/S-without/ckpt.pt,$(DEMO)/S-with/ckpt.pt \
-	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=4
+	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=4 --inception=none
 
 # 64 px, small nets, batches of 2; an epoch is 500 iterations. The switch comes when the maps have found the fruit.
 UAG = out/demo-uag
@@ -41,7 +43,7 @@ demo-uag: .venv/installed
 	    $(UAG_TRAIN) --attention=False --out_dir=$(UAG)/CycleGAN & b=$$!; \
 	    $(UAG_TRAIN) --out_dir=$(UAG)/UAG && wait $$a && wait $$b
 	$(PY) evaluate.py --ckpt=$(UAG)/UAG/ckpt.pt,$(UAG)/UAG-D/ckpt.pt,$(UAG)/CycleGAN/ckpt.pt \
-	    --out_dir=$(UAG)/eval --clf_dir=$(UAG)/clf --clf_epochs=3
+	    --out_dir=$(UAG)/eval --clf_dir=$(UAG)/clf --clf_epochs=3 --inception=none
 
 test: .venv/installed
 	$(PY) -m pytest -q tests

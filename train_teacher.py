@@ -22,6 +22,7 @@ import resource
 import shutil
 import sys
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -154,9 +155,18 @@ class Discriminator(nn.Module):
 def find_data(dataset):
     """A name under data/ or a path -> (folder, its meta.json as a dict). Exits with one line where there is none."""
     for folder in (os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset), dataset):
-        if os.path.exists(os.path.join(folder, 'meta.json')):
-            with open(os.path.join(folder, 'meta.json')) as f:
-                return folder, json.load(f)
+        path = os.path.join(folder, 'meta.json')
+        if os.path.exists(path):
+            try:
+                with open(path) as f:
+                    meta = json.load(f)
+                needs = ['image_size', *(['domains'] if meta['label'] == 'unpaired' else ['attrs', 'exclusive'])]
+                lacks = [k for k in needs if k not in meta]
+            except (OSError, ValueError, LookupError, TypeError) as e:
+                sys.exit(f'{path}: damaged, prepare the data again: {e}')
+            if lacks:
+                sys.exit(f"{path}: has no {', '.join(lacks)}: prepare the data again")
+            return folder, meta
     sys.exit(f'--dataset={dataset}: no arrays there (no meta.json): a prepare.py under data/ makes them')
 
 
@@ -166,11 +176,17 @@ def load_split(folder, meta, split, names):
     if unknown or not names:
         hint = sum((difflib.get_close_matches(name, meta['attrs']) for name in unknown), []) or meta['attrs']
         sys.exit(f"--attrs: {', '.join(unknown) or 'none given'}: not in {folder}; did you mean {', '.join(hint)}?")
+    if len(set(names)) < len(names):
+        sys.exit(f"--attrs={','.join(names)}: names one of them twice")
     try:  # mmap_mode 'c' (copy on write) reads like 'r', but torch accepts it without a warning
         x = torch.from_numpy(np.load(os.path.join(folder, f'{split}_x.npy'), mmap_mode='c'))
         y = np.load(os.path.join(folder, f'{split}_y.npy'))[:, [meta['attrs'].index(name) for name in names]]
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, LookupError, TypeError) as e:
         sys.exit(f'{folder}: cannot read the {split} arrays, prepare the data again: {e}')
+    size = meta['image_size']
+    if x.dtype != torch.uint8 or x.shape[1:] != (size, size, 3):
+        sys.exit(f'{folder}: the {split} images are {x.dtype} {tuple(x.shape)}, wanted uint8 (N, {size}, {size}, 3): '
+                 'prepare the data again')
     if len(x) != len(y) or not len(x):
         sys.exit(f'{folder}: {len(x)} {split} images but {len(y)} rows of labels: prepare the data again')
     return x, torch.from_numpy(y).float()
@@ -229,23 +245,37 @@ def cls_loss(out_cls, c, multi_label):
 
 
 def save_ckpt(path, ckpt):
-    """Writes `ckpt` whole or not at all: into a temporary file of the same folder, synced, then moved over `path`."""
-    with open(path + '.tmp', 'wb') as f:
-        torch.save(ckpt, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + '.tmp', path)
+    """Writes `ckpt` whole or not at all: into a temporary file of the same folder, synced, then moved over `path`.
+
+    Exits with one line where it cannot, as on a full disk; what `path` held stays.
+    """
+    try:
+        with open(path + '.tmp', 'wb') as f:
+            torch.save(ckpt, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(path + '.tmp', path)
+    except (OSError, RuntimeError) as e:  # what torch's writer makes of the first
+        if os.path.exists(path + '.tmp'):
+            os.remove(path + '.tmp')
+        sys.exit(f"{path}: cannot write it, disk full? An earlier one stays: {str(e.__context__ or e).splitlines()[0]}")
 
 
 def load_ckpt(path, *kinds):
     """A checkpoint as a dict of tensors and plain Python values, on the CPU. Exits with one line if it is none."""
     try:
-        ckpt = torch.load(path, map_location='cpu', weights_only=True)  # refuses a pickle that would run code
-        if not isinstance(ckpt, dict) or ckpt.get('kind') not in kinds:
-            sys.exit(f"{path}: no {' or '.join(kinds)} checkpoint of these scripts")
-        return ckpt
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
-        sys.exit(f'{path}: not a checkpoint, or a damaged one: {(str(e) or type(e).__name__).splitlines()[0]}')
+        with warnings.catch_warnings(action='ignore'):  # torch's remarks on a pickle that it then refuses
+            ckpt = torch.load(path, map_location='cpu', weights_only=True)  # refuses a pickle that would run code
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as e:
+        sys.exit(f'{path}: no checkpoint can be read there: {e.strerror}')
+    except pickle.UnpicklingError:  # torch's text would tell how to run that code
+        sys.exit(f'{path}: not a checkpoint, or a damaged one: it holds more than tensors and plain values')
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as e:
+        why = (str(e) or type(e).__name__).splitlines()[0].partition('. ')[0]
+        sys.exit(f'{path}: not a checkpoint, or a damaged one: {why}')
+    if not isinstance(ckpt, dict) or ckpt.get('kind') not in kinds:
+        sys.exit(f"{path}: no {' or '.join(kinds)} checkpoint of these scripts")
+    return ckpt
 
 
 def load_official(paths, names):
@@ -310,6 +340,8 @@ if __name__ == '__main__':
     c_dim, multi_label = len(names), meta['label'] == 'multi'
     exclusive = [[names.index(n) for n in group if n in names] for group in meta['exclusive']]
     exclusive += [] if multi_label else [list(range(c_dim))]
+    if not multi_label and c_dim == 1:
+        sys.exit(f'--attrs={attrs}: one class of {data_dir}, nothing to translate to: name more')
     init = load_ckpt(init_from, 'stargan') if init_from and ',' not in init_from else None
     if ',' in init_from:
         init = load_official(init_from, names)
@@ -318,11 +350,16 @@ if __name__ == '__main__':
     image_size = image_size or meta['image_size']
     if meta['image_size'] % image_size or image_size % 4 or image_size < 8:
         sys.exit(f"--image_size={image_size}: no multiple of 4 that divides the {meta['image_size']} px of {data_dir}")
-    if dtype not in ('float32', 'bfloat16'):
-        sys.exit(f'--dtype={dtype}: float32 or bfloat16')
-    if not all(v > 0 for v in (max_iters + bool(init_from), batch_size, n_critic, lr, conv_dim, n_blocks, d_conv_dim,
-                               d_n_layers, n_samples, log_interval, sample_interval, ckpt_interval)):
-        sys.exit('max_iters, batch_size, n_critic, lr, n_samples, the intervals and the nets\' sizes must be above 0')
+    above = (*(() if init_from else ('max_iters',)), 'batch_size', 'n_critic', 'lr', 'conv_dim', 'n_blocks',
+             'd_conv_dim', 'd_n_layers', 'n_samples', 'log_interval', 'sample_interval', 'ckpt_interval')
+    wrong = [f'--{k}={globals()[k]}: must be a number above 0' for k in above if not 0 < globals()[k] < np.inf]
+    wrong += [f'--{k}={globals()[k]}: must be 0 or a number above 0' for k in
+              ('max_iters', 'lambda_cls', 'lambda_rec', 'lambda_gp') if not 0 <= globals()[k] < np.inf]
+    wrong += [f'--{k}={globals()[k]}: must be from 0 to below 1' for k in ('beta1', 'beta2')
+              if not 0 <= globals()[k] < 1]
+    wrong += [] if dtype in ('float32', 'bfloat16') else [f'--dtype={dtype}: float32 or bfloat16']
+    if wrong:
+        sys.exit('; '.join(wrong))
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device_type = device.split(':')[0]
     try:

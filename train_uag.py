@@ -27,6 +27,7 @@ import resource
 import shutil
 import sys
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -189,9 +190,18 @@ def init_weights(net):
 def find_data(dataset):
     """A name under data/ or a path -> (folder, its meta.json as a dict). Exits with one line where there is none."""
     for folder in (os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset), dataset):
-        if os.path.exists(os.path.join(folder, 'meta.json')):
-            with open(os.path.join(folder, 'meta.json')) as f:
-                return folder, json.load(f)
+        path = os.path.join(folder, 'meta.json')
+        if os.path.exists(path):
+            try:
+                with open(path) as f:
+                    meta = json.load(f)
+                needs = ['image_size', *(['domains'] if meta['label'] == 'unpaired' else ['attrs', 'exclusive'])]
+                lacks = [k for k in needs if k not in meta]
+            except (OSError, ValueError, LookupError, TypeError) as e:
+                sys.exit(f'{path}: damaged, prepare the data again: {e}')
+            if lacks:
+                sys.exit(f"{path}: has no {', '.join(lacks)}: prepare the data again")
+            return folder, meta
     sys.exit(f'--dataset={dataset}: no arrays there (no meta.json): a prepare.py under data/ makes them')
 
 
@@ -312,27 +322,54 @@ def map_stats(a, tau):
 
 
 def save_ckpt(path, ckpt):
-    """Writes `ckpt` whole or not at all: into a temporary file of the same folder, synced, then moved over `path`."""
-    with open(path + '.tmp', 'wb') as f:
-        torch.save(ckpt, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + '.tmp', path)
+    """Writes `ckpt` whole or not at all: into a temporary file of the same folder, synced, then moved over `path`.
+
+    Exits with one line where it cannot, as on a full disk; what `path` held stays.
+    """
+    try:
+        with open(path + '.tmp', 'wb') as f:
+            torch.save(ckpt, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(path + '.tmp', path)
+    except (OSError, RuntimeError) as e:  # what torch's writer makes of the first
+        if os.path.exists(path + '.tmp'):
+            os.remove(path + '.tmp')
+        sys.exit(f"{path}: cannot write it, disk full? An earlier one stays: {str(e.__context__ or e).splitlines()[0]}")
 
 
 def load_ckpt(path, *kinds):
     """A checkpoint as a dict of tensors and plain Python values, on the CPU. Exits with one line if it is none."""
     try:
-        ckpt = torch.load(path, map_location='cpu', weights_only=True)  # refuses a pickle that would run code
-        if not isinstance(ckpt, dict) or ckpt.get('kind') not in kinds:
-            sys.exit(f"{path}: no {' or '.join(kinds)} checkpoint of these scripts")
-        return ckpt
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
-        sys.exit(f'{path}: not a checkpoint, or a damaged one: {(str(e) or type(e).__name__).splitlines()[0]}')
+        with warnings.catch_warnings(action='ignore'):  # torch's remarks on a pickle that it then refuses
+            ckpt = torch.load(path, map_location='cpu', weights_only=True)  # refuses a pickle that would run code
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as e:
+        sys.exit(f'{path}: no checkpoint can be read there: {e.strerror}')
+    except pickle.UnpicklingError:  # torch's text would tell how to run that code
+        sys.exit(f'{path}: not a checkpoint, or a damaged one: it holds more than tensors and plain values')
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as e:
+        why = (str(e) or type(e).__name__).splitlines()[0].partition('. ')[0]
+        sys.exit(f'{path}: not a checkpoint, or a damaged one: {why}')
+    if not isinstance(ckpt, dict) or ckpt.get('kind') not in kinds:
+        sys.exit(f"{path}: no {' or '.join(kinds)} checkpoint of these scripts")
+    return ckpt
 
 
 if __name__ == '__main__':
     # set-up
+    above = ('n_epochs', 'batch_size', 'lr', 'ngf', 'ndf', 'd_n_layers', 'naf', 'n_samples', 'log_interval',
+             'sample_interval', 'ckpt_interval')
+    wrong = [f'--{k}={globals()[k]}: must be a number above 0' for k in above if not 0 < globals()[k] < np.inf]
+    wrong += [f'--{k}={globals()[k]}: must be 0 or a number above 0' for k in
+              ('n_blocks', 'switch_epoch', 'n_epochs_decay', 'pool_size', 'lambda_cyc', 'lambda_idt')
+              if not 0 <= globals()[k] < np.inf]
+    wrong += [f'--{k}={globals()[k]}: must be from 0 to below 1' for k in ('beta1', 'beta2')
+              if not 0 <= globals()[k] < 1]
+    wrong += [] if 0 < tau < 1 else [f'--tau={tau}: must be between 0 and 1']
+    wrong += [] if gen_input in ('foreground', 'full') else [f'--gen_input={gen_input}: foreground or full']
+    wrong += [] if dtype in ('float32', 'bfloat16') else [f'--dtype={dtype}: float32 or bfloat16']
+    if wrong:
+        sys.exit('; '.join(wrong))
     data_dir, meta = find_data(dataset)
     if meta['label'] != 'unpaired':
         sys.exit(f'--dataset={dataset}: has labels, not two domains; train_teacher.py is for it')
@@ -346,13 +383,6 @@ if __name__ == '__main__':
     if image_size % 4 or not max(8, 3 * 2 ** d_n_layers) <= image_size <= load_size:
         sys.exit(f'--image_size={image_size}: wants a multiple of 4, at least {max(8, 3 * 2 ** d_n_layers)} for '
                  f'--d_n_layers={d_n_layers} and at most {load_size}, the size of {data_dir}')
-    if gen_input not in ('foreground', 'full') or dtype not in ('float32', 'bfloat16'):
-        sys.exit(f'--gen_input={gen_input}: foreground or full; --dtype={dtype}: float32 or bfloat16')
-    if not all(v > 0 for v in (n_epochs, batch_size, lr, n_samples, d_n_layers, log_interval, sample_interval,
-                               ckpt_interval)):
-        sys.exit('n_epochs, batch_size, lr, n_samples, d_n_layers and the intervals must be above 0')
-    if not (all(v >= 0 for v in (switch_epoch, n_epochs_decay, pool_size, lambda_cyc, lambda_idt)) and 0 < tau < 1):
-        sys.exit('switch_epoch, n_epochs_decay, pool_size and the lambdas must not be below 0, tau between 0 and 1')
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     device_type = device.split(':')[0]
     try:

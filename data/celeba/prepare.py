@@ -10,7 +10,7 @@ Needs a folder with list_attr_celeba.txt, list_eval_partition.txt and the aligne
 
 Writes {train,val,test}_x.npy uint8 (N, H, W, 3), {train,val,test}_y.npy uint8 (N, 40) and, last, meta.json; skipped.txt
 names the photos that could not be read, if any. Expect 162,770 train / 19,867 val / 19,962 test, after a few minutes
-(about 1,000 photos a second and core). Interrupted, it leaves nothing that looks complete: start it again.
+(about 1,000 photos a second and core). Interrupted, it leaves what was there before: start it again.
 """
 
 import collections
@@ -348,14 +348,14 @@ if __name__ == '__main__':
         # room
         os.makedirs(dst, exist_ok=True)
         need = len(names) * (image_size * image_size * 3 + len(attrs))
-        free = shutil.disk_usage(dst).free + sum(os.path.getsize(p) for p in out.values() if os.path.exists(p))
+        writing = True
+        for path in temp.values():  # of a run that was killed
+            if os.path.exists(path):
+                os.remove(path)
+        free = shutil.disk_usage(dst).free  # what --force=True replaces stays until the new set is whole
         if free < need:
             sys.exit(f'{dst}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: '
                      'make room, or give another --dst= or a smaller --image_size=')
-        writing = True
-        for path in (out['meta.json'], *out.values(), *temp.values()):  # meta.json first: what is left is not complete
-            if os.path.exists(path):
-                os.remove(path)
 
         # decode
         x_rows = [Rows(temp[f'{s}_x.npy'], n, (image_size, image_size, 3)) for s, n in zip(SPLITS, planned)]
@@ -372,7 +372,7 @@ if __name__ == '__main__':
                     skipped.append(f'{names[i]}\t{reason}')
                     if len(skipped) > max_bad:
                         first = '; '.join(skipped[:3]).replace('\t', ': ')
-                        sys.exit(f'more than --max_bad={max_bad} photos cannot be read, the first: {first}')
+                        sys.exit(f'{src}: more than --max_bad={max_bad} photos cannot be read, the first: {first}')
                 else:
                     x_rows[part[i]].add(x)
                     y_rows[part[i]].add(y[i])
@@ -384,7 +384,8 @@ if __name__ == '__main__':
                     print(f'{i + 1:,}/{len(names):,} | {rate:.0f} images/s | eta {eta:.0f} s', flush=True)
         counts = {split: rows.n for split, rows in zip(SPLITS, x_rows)}
         if 0 in counts.values():
-            sys.exit(f'no photo of a whole split could be read: {counts}, the first: {skipped[0]}')
+            first = skipped[0].replace('\t', ': ')
+            sys.exit(f'{src}: no photo of a whole split could be read: {counts}, the first: {first}')
 
         # into place, meta.json last
         for rows in x_rows + y_rows:
@@ -397,15 +398,18 @@ if __name__ == '__main__':
             json.dump({'dataset': 'celeba', 'label': 'multi', 'image_size': image_size, 'attrs': attrs,
                        'exclusive': [g for g in EXCLUSIVE if set(g) <= set(attrs)],
                        'counts': counts, 'made_by': made_by.strip(), 'config': config}, f, indent=1)
+        for name in ('meta.json', 'skipped.txt'):  # the old ones: a mix of old and new must not look complete
+            if os.path.exists(out[name]):
+                os.remove(out[name])
         for name in names_out:
             if name != 'skipped.txt' or skipped:
                 os.replace(temp[name], out[name])
     except KeyboardInterrupt:
-        sys.exit(f'interrupted{f", {dst} holds no complete set: start again" if writing else ""}')
+        sys.exit('interrupted, no set was written: start again')
     except BrokenProcessPool:
         sys.exit('a worker process was killed, most likely for want of memory: try fewer --workers=')
     except OSError as e:
-        sys.exit(f'cannot go on: {e}')
+        sys.exit(f'--dst={dst}: no set was written: {e}')
     finally:
         for path in temp.values():
             if writing and os.path.exists(path):

@@ -13,7 +13,7 @@ header `file,attr1,attr2,...`, file names relative to --src and 0/1 or -1/1 valu
 
 Writes {train,val,test}_x.npy uint8 (N, H, W, 3), {train,val,test}_y.npy uint8 (N, n_attrs) and, last, meta.json (names
 of the val and test photos included); skipped.txt names the photos that could not be read, if any. Some 100 to 1,000
-photos a second and core, by their size. Interrupted, it leaves nothing that looks complete: start it again.
+photos a second and core, by their size. Interrupted, it leaves what was there before: start it again.
 """
 
 import collections
@@ -519,14 +519,14 @@ if __name__ == '__main__':
         # room
         os.makedirs(dst, exist_ok=True)
         need = len(todo) * (image_size * image_size * 3 + len(attrs))
-        free = shutil.disk_usage(dst).free + sum(os.path.getsize(p) for p in out.values() if os.path.exists(p))
+        writing = True
+        for path in temp.values():  # of a run that was killed
+            if os.path.exists(path):
+                os.remove(path)
+        free = shutil.disk_usage(dst).free  # what --force=True replaces stays until the new set is whole
         if free < need:
             sys.exit(f'{dst}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: '
                      'make room, or give another --dst= or a smaller --image_size=')
-        writing = True
-        for path in (out['meta.json'], *out.values(), *temp.values()):  # meta.json first: what is left is not complete
-            if os.path.exists(path):
-                os.remove(path)
 
         # decode
         x_rows = {s: Rows(temp[f'{s}_x.npy'], len(todo), (image_size, image_size, 3)) for s in SPLITS}
@@ -546,7 +546,7 @@ if __name__ == '__main__':
                     skipped.append(f'{name}\t{reason}')
                     if len(skipped) > max_bad:
                         first = '; '.join(map(repr, skipped[:3])).replace('\\t', ': ')
-                        sys.exit(f'more than --max_bad={max_bad} photos cannot be read, the first: {first}')
+                        sys.exit(f'{src}: more than --max_bad={max_bad} photos cannot be read, the first: {first}')
                 else:
                     s, label = split[name], photos[name].label
                     y = np.array(label if csv else [a == label for a in attrs], np.uint8)
@@ -562,7 +562,8 @@ if __name__ == '__main__':
                     print(f'{i + 1:,}/{len(todo):,} | {rate:.0f} images/s | eta {eta:.0f} s', flush=True)
         counts = {s: rows.n for s, rows in x_rows.items()}
         if 0 in counts.values() or not csv and 0 in np.stack(list(positive.values())):
-            sys.exit(f'no photo of a whole split or class could be read: {counts}, the first: {skipped[0]!r}')
+            first = repr(skipped[0]).replace('\\t', ': ')
+            sys.exit(f'{src}: no photo of a whole split or class could be read: {counts}, the first: {first}')
 
         # into place, meta.json last
         for rows in (*x_rows.values(), *y_rows.values()):
@@ -576,15 +577,18 @@ if __name__ == '__main__':
             json.dump({'dataset': title, 'label': 'multi' if csv else 'single', 'image_size': image_size,
                        'attrs': attrs, 'exclusive': groups, 'counts': counts, 'made_by': made_by.strip(),
                        'config': config, 'split': {s: kept[s] for s in ('val', 'test')}}, f, indent=1)
+        for name in ('meta.json', 'skipped.txt'):  # the old ones: a mix of old and new must not look complete
+            if os.path.exists(out[name]):
+                os.remove(out[name])
         for name in names_out:
             if name != 'skipped.txt' or skipped:
                 os.replace(temp[name], out[name])
     except KeyboardInterrupt:
-        sys.exit(f'interrupted{f", {dst} holds no complete set: start again" if writing else ""}')
+        sys.exit('interrupted, no set was written: start again')
     except BrokenProcessPool:
         sys.exit('a worker process was killed, most likely for want of memory: try fewer --workers=')
     except OSError as e:
-        sys.exit(f'cannot go on: {e}')
+        sys.exit(f'--dst={dst}: no set was written: {e}')
     finally:
         for path in temp.values():
             if writing and os.path.exists(path):

@@ -435,8 +435,6 @@ if __name__ == '__main__':
         total, room = sum(128 + int(np.prod(s)) for s in shapes.values()), shutil.disk_usage(dst).free
         if total > room:
             sys.exit(f'{dst}: {total / 1e6:.0f} MB wanted, {room / 1e6:.0f} MB free: fewer images, or another --dst=')
-        if os.path.exists(os.path.join(dst, 'meta.json')):
-            os.remove(os.path.join(dst, 'meta.json'))  # an interrupted redo must not look complete
         arrays = {}
         for f, shape in shapes.items():
             arrays[f] = np.lib.format.open_memmap(temporary(dst, f), 'w+', np.uint8, shape)
@@ -459,6 +457,8 @@ if __name__ == '__main__':
             json.dump(meta, file, indent=1)
         for a in arrays.values():
             a.flush()
+        if os.path.exists(os.path.join(dst, 'meta.json')):
+            os.remove(os.path.join(dst, 'meta.json'))  # a mix of old and new must not look complete
         for f in [*shapes, 'meta.json']:  # meta.json last: it says that all the rest is complete
             os.replace(temporary(dst, f), os.path.join(dst, f))
     except BrokenProcessPool:

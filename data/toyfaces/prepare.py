@@ -591,8 +591,6 @@ if __name__ == '__main__':
         total, room = sum(128 + int(np.prod(s)) for s in shapes.values()), shutil.disk_usage(dst).free
         if total > room:
             sys.exit(f'{dst}: {total / 1e6:.0f} MB wanted, {room / 1e6:.0f} MB free: fewer images, or another --dst=')
-        if os.path.exists(meta_path):
-            os.remove(meta_path)  # an interrupted redo must not look complete
         for f, shape in shapes.items():
             np.lib.format.open_memmap(temporary(dst, f), 'w+', np.uint8, shape).flush()
             if hasattr(os, 'posix_fallocate'):  # a disk that fills up later would kill the writer without a word
@@ -620,6 +618,8 @@ if __name__ == '__main__':
                 'made_by': shlex.join(['python', 'data/toyfaces/prepare.py', *sys.argv[1:]]), 'config': config}
         with open(temporary(dst, 'meta.json'), 'w') as file:
             json.dump(meta, file, indent=1)
+        if os.path.exists(meta_path):
+            os.remove(meta_path)  # a mix of old and new must not look complete
         for f in [*shapes, 'meta.json']:  # meta.json last: it says that all the rest is complete
             os.replace(temporary(dst, f), os.path.join(dst, f))
     except BrokenProcessPool:

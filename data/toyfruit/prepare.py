@@ -340,11 +340,11 @@ def init_worker():
 
 if __name__ == '__main__':
     for ok, problem in (
-        (32 <= image_size <= 256 and image_size % 8 == 0, f"image_size={image_size}: wants a multiple of 8 in 32..256"),
-        (n_train >= 1 and n_test >= 1, f"n_train={n_train}, n_test={n_test}: both want at least 1"),
-        (0 <= clutter <= 1, f"clutter={clutter}: wants a number from 0 (plain) to 1 (cluttered)"),
-        (seed >= 0 and workers >= 0, f"seed={seed}, workers={workers}: neither may be negative"),
-        (dst and (os.path.isdir(dst) or not os.path.exists(dst)), f"dst={dst!r}: wants a folder, new or existing"),
+        (32 <= image_size <= 256 and image_size % 8 == 0, f"--image_size={image_size}: wants a multiple of 8, 32..256"),
+        (n_train >= 1 and n_test >= 1, f"--n_train={n_train} --n_test={n_test}: both want at least 1"),
+        (0 <= clutter <= 1, f"--clutter={clutter}: wants a number from 0 (plain) to 1 (cluttered)"),
+        (seed >= 0 and workers >= 0, f"--seed={seed} --workers={workers}: neither may be negative"),
+        (dst and (os.path.isdir(dst) or not os.path.exists(dst)), f"--dst={dst}: wants a folder, new or existing"),
     ):
         if not ok:
             sys.exit(problem)
@@ -364,8 +364,8 @@ if __name__ == '__main__':
     if os.path.exists(meta_path):
         try:
             old = json.load(open(meta_path))
-            name, old = old['dataset'], dict(old['config'])
-        except (OSError, ValueError, KeyError, TypeError):
+            name, old = old['dataset'], dict(old.get('config', {}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             name, old = 'toyfruit', {}
         if name != 'toyfruit':  # not ours to replace, not even with --force=True
             sys.exit(f"{dst} holds another data set ({name}): choose another folder with --dst=")
@@ -392,8 +392,6 @@ if __name__ == '__main__':
         if free < size + 2**20:
             sys.exit(f"{dst}: {size / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free: "
                      f"make room, or choose a smaller --image_size= or --n_train=, or another --dst=")
-        if os.path.exists(meta_path):  # --force: from here to the end the set counts as incomplete
-            os.remove(meta_path)
         arrays = {}
         for name, shape in shapes.items():
             arrays[name] = np.lib.format.open_memmap(temp[name], mode='w+', dtype=np.uint8, shape=shape)
@@ -423,16 +421,18 @@ if __name__ == '__main__':
         for array in arrays.values():
             array.flush()
         del array, arrays  # Windows renames no open file
-        for name in shapes:
-            os.replace(temp[name], final[name])
         with open(meta_temp, 'w') as f:
             json.dump(meta, f, indent=1)
+        if os.path.exists(meta_path):  # --force: a mix of old and new must not look complete
+            os.remove(meta_path)
+        for name in shapes:
+            os.replace(temp[name], final[name])
         os.replace(meta_temp, meta_path)  # last: with it the set is complete
     except (OSError, KeyboardInterrupt, multiprocessing.TimeoutError) as e:
         if pool:
             pool.terminate()
         tidy()
-        sys.exit(f"stopped, nothing complete was left in {dst}: {str(e) or 'interrupted, or a process died'}")
+        sys.exit(f"{dst}: stopped, no set was written: {str(e) or 'interrupted, or a process died'}")
     if pool:
         pool.close()
         pool.join()

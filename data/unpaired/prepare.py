@@ -10,7 +10,7 @@ each is squashed to a square, its shape ignored, as CycleGAN loads it; training 
 
 Writes {trainA,trainB,testA,testB}_x.npy uint8 (N, H, W, 3) in the order of the file names and, last, meta.json;
 skipped.txt names the photos that could not be read, if any. Seconds to a minute. Expect for horse2zebra 1067 trainA /
-1334 trainB / 120 testA / 140 testB. Interrupted, it leaves nothing that looks complete: start it again.
+1334 trainB / 120 testA / 140 testB. Interrupted, it leaves what was there before: start it again.
 """
 
 import collections
@@ -318,14 +318,14 @@ if __name__ == '__main__':
         # room
         os.makedirs(dst, exist_ok=True)
         need = len(todo) * image_size * image_size * 3
-        free = shutil.disk_usage(dst).free + sum(os.path.getsize(p) for p in out.values() if os.path.exists(p))
+        writing = True
+        for path in temp.values():  # of a run that was killed
+            if os.path.exists(path):
+                os.remove(path)
+        free = shutil.disk_usage(dst).free  # what --force=True replaces stays until the new set is whole
         if free < need:
             sys.exit(f'{dst}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: '
                      'make room, or give another --dst= or a smaller --image_size=')
-        writing = True
-        for path in (out['meta.json'], *out.values(), *temp.values()):  # meta.json first: what is left is not complete
-            if os.path.exists(path):
-                os.remove(path)
 
         # decode
         rows = {s: Rows(temp[f'{s}_x.npy'], len(images[s]), (image_size, image_size, 3)) for s in SPLITS}
@@ -342,7 +342,7 @@ if __name__ == '__main__':
                     skipped.append(f'{split}/{name}\t{reason}')
                     if len(skipped) > max_bad:
                         first = '; '.join(map(repr, skipped[:3])).replace('\\t', ': ')
-                        sys.exit(f'more than --max_bad={max_bad} photos cannot be read, the first: {first}')
+                        sys.exit(f'{src}: more than --max_bad={max_bad} photos cannot be read, the first: {first}')
                 elif file_hash in hashes[split]:  # the same file under a second name would count double
                     twins.append(f'{split}/{name}')
                 else:
@@ -355,7 +355,8 @@ if __name__ == '__main__':
                     print(f'{i + 1:,}/{len(todo):,} | {rate:.0f} images/s | eta {eta:.0f} s', flush=True)
         counts = {split: rows[split].n for split in SPLITS}
         if 0 in counts.values():
-            sys.exit(f'no photo of a whole split could be read: {counts}, the first: {skipped[0]!r}')
+            first = repr(skipped[0]).replace('\\t', ': ')
+            sys.exit(f'{src}: no photo of a whole split could be read: {counts}, the first: {first}')
 
         # into place, meta.json last
         for split in SPLITS:
@@ -367,15 +368,18 @@ if __name__ == '__main__':
         with open(temp['meta.json'], 'w') as f:
             json.dump({'dataset': title, 'label': 'unpaired', 'image_size': image_size, 'domains': pair,
                        'counts': counts, 'made_by': made_by.strip(), 'config': config}, f, indent=1)
+        for name in ('meta.json', 'skipped.txt'):  # the old ones: a mix of old and new must not look complete
+            if os.path.exists(out[name]):
+                os.remove(out[name])
         for name in names_out:
             if name != 'skipped.txt' or skipped:
                 os.replace(temp[name], out[name])
     except KeyboardInterrupt:
-        sys.exit(f'interrupted{f", {dst} holds no complete set: start again" if writing else ""}')
+        sys.exit('interrupted, no set was written: start again')
     except BrokenProcessPool:
         sys.exit('a worker process was killed, most likely for want of memory: try fewer --workers=')
     except OSError as e:
-        sys.exit(f'cannot go on: {e}')
+        sys.exit(f'--dst={dst}: no set was written: {e}')
     finally:
         for path in temp.values():
             if writing and os.path.exists(path):
