@@ -58,7 +58,7 @@ script = ''  # the scripts that made them, in the same order, where they are not
 dataset = ''  # '': the first checkpoint's
 split = 'test'  # 'val' while you choose settings, so that the test images still tell something at the end
 cam = 'gradcam'  # or 'hirescam': the maps of tables and figures
-baseline = ''  # a row's name: differences are to it; '': to the row above
+baseline = ''  # the name of a row, without '(seeds)': differences are to it; '': to the nearest row above
 # or two folders of images, of any model
 real_dir = ''  # folder, or .npz statistics (mu, sigma) as pytorch-fid writes them
 fake_dir = ''  # the same
@@ -108,6 +108,22 @@ INCEPTION_URL = 'https://github.com/mseitzer/pytorch-fid/releases/download/fid_w
 ENDINGS = ('.bmp', '.jpg', '.jpeg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')  # pytorch-fid's, in any case
 SMALL = 'below 2,048 images FID depends on their number more than on anything else: go by KID'
 
+
+class Progress:
+    """Prints done/n, rate and ETA of long work, at most every 5 seconds."""
+
+    def __init__(self, what, n):
+        self.what, self.n, self.done, self.t0 = what, n, 0, time.time()
+        self.t_log = self.t0
+
+    def add(self, k, note=''):
+        self.done, t = self.done + k, time.time()
+        if t - self.t_log > 5:
+            rate, self.t_log = self.done / (t - self.t0), t
+            eta = (self.n - self.done) / rate
+            print(f'{self.what}: {self.done:,}/{self.n:,}{note} | {rate:.3g}/s | eta {eta:.0f}s', flush=True)
+
+
 # classifier
 
 
@@ -132,7 +148,7 @@ def train_classifier(clf, x, y, to_x, multi_label, epochs, lr, batch_size, devic
     n_steps = epochs * (len(x) // batch_size)
     opt = torch.optim.AdamW(clf.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=n_steps)
-    t0 = t_log = time.time()
+    progress = Progress('classifier: steps', n_steps)
     for step in range(n_steps):
         if step % (len(x) // batch_size) == 0:
             order = torch.randperm(len(x))
@@ -144,10 +160,7 @@ def train_classifier(clf, x, y, to_x, multi_label, epochs, lr, batch_size, devic
         loss.backward()
         opt.step()
         schedule.step()
-        if time.time() - t_log > 5 or step + 1 == n_steps:
-            t_log = time.time()
-            print(f'classifier: step {step + 1}/{n_steps} | loss {loss.item():.3f} | eta '
-                  f'{(t_log - t0) / (step + 1) * (n_steps - step - 1):.0f}s', flush=True)
+        progress.add(1)
 
 
 def get_classifier(x, y, to_x, size, multi_label, meta, arch, device):
@@ -161,7 +174,10 @@ def get_classifier(x, y, to_x, size, multi_label, meta, arch, device):
     if not os.path.exists(path):
         train_classifier(clf, x, y, to_x, multi_label, clf_epochs, settings['lr'], 64, device)
         save_ckpt(path, clf.state_dict())
-    clf.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    try:
+        clf.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    except Exception:  # torch.load raises a dozen kinds
+        sys.exit(f'{path}: the classifier kept there is damaged: delete it')
     print(f'classifier: {path}', flush=True)
     return clf.eval().requires_grad_(False)
 
@@ -242,9 +258,9 @@ def inception_features(net, x):
 
 def save_stats_file(path, stats):
     """Stats to an .npz, whole or not at all. pytorch-fid reads mu and sigma of it; the features are KID's."""
-    with open(path + '.tmp', 'wb') as f:
-        np.savez(f, **{k: np.asarray(v.cpu() if torch.is_tensor(v) else v) for k, v in stats.items()})
-    os.replace(path + '.tmp', path)
+    data = io.BytesIO()
+    np.savez(data, **{k: np.asarray(v.cpu() if torch.is_tensor(v) else v) for k, v in stats.items() if v is not None})
+    write_file(path, data.getvalue())
 
 
 def load_stats_file(path):
@@ -253,8 +269,11 @@ def load_stats_file(path):
         with np.load(path) as f:
             stats = {k: torch.from_numpy(f[k]) if k in f else None for k in ('mu', 'sigma', 'n', 'features')}
         stats |= dict(mu=stats['mu'].double(), sigma=stats['sigma'].double(), n=stats['n'] and int(stats['n']))
-        if stats['mu'].shape != (2048,) or stats['sigma'].shape != (2048, 2048) or not stats['sigma'].isfinite().all():
-            raise ValueError(f"not 2048 finite dimensions, mu {tuple(stats['mu'].shape)}")
+        wanted = dict(mu=(2048,), sigma=(2048, 2048)) | ({} if stats['features'] is None else dict(features=(
+            len(stats['features']), 2048)))
+        for k, shape in wanted.items():
+            if stats[k].shape != shape or not stats[k].isfinite().all():
+                raise ValueError(f'{k} {tuple(stats[k].shape)} is not 2048 finite dimensions')
         return stats
     except Exception as e:  # np.load raises a dozen kinds
         sys.exit(f'{path}: no statistics of Inception features (mu and sigma): {str(e).splitlines()[0]}')
@@ -262,13 +281,10 @@ def load_stats_file(path):
 
 def inception_stats(batches, n, net, name):
     """Stats of n images that come in batches as inception_features takes them, with progress for long ones."""
-    moments, t0, t_log = Moments(), time.time(), time.time()
+    moments, progress = Moments(), Progress(f'Inception: {name}: images', n)
     for x in batches:
         moments.add(inception_features(net, x))
-        if time.time() - t_log > 5:
-            t_log, rate = time.time(), moments.n / (time.time() - t0)
-            print(f'Inception: {name}: {moments.n:,}/{n:,} images | {rate:.0f} images/s | '
-                  f'eta {(n - moments.n) / rate:.0f}s', flush=True)
+        progress.add(len(x))
     return moments.stats()
 
 
@@ -289,30 +305,29 @@ def compare_folders(device):
     if not real_dir or not (fake_dir or save_stats) or save_stats and not save_stats.endswith('.npz'):
         sys.exit('--real_dir= and --fake_dir=: folders of images or .npz files; or --real_dir= and --save_stats=x.npz')
     files = [None if path.endswith('.npz') else list_images(path) for path in paths]
-    for path, names in zip(paths, files):  # before an hour of work
-        if names is None:
-            load_stats_file(path)
-        elif len(names) < 2:
-            sys.exit(f'{path}: one image, wanted two or more')
-    net = None
-    if any(files):
-        weights = find_inception('' if inception == 'none' else inception)
-        net = load_inception(weights, device) if weights else sys.exit('FID of images needs the Inception weights')
-    stats = []
-    for path, names in zip(paths, files):
-        images = same_sizes(map(read_pixels, names or ()))
-        stats.append(inception_stats(images, len(names), net, path) if names else load_stats_file(path))
+    if one := [path for path, names in zip(paths, files) if names and len(names) < 2]:
+        sys.exit(f'{one[0]}: one image, wanted two or more')
+    stats = [None if names else load_stats_file(path) for path, names in zip(paths, files)]  # before an hour of work
+    weights = None if inception == 'none' or not any(files) else find_inception(inception)
+    if any(files) and not weights:
+        sys.exit('FID of images needs the Inception weights')
+    net = load_inception(weights, device) if weights else None
     if save_stats:
-        os.makedirs(os.path.dirname(os.path.abspath(save_stats)), exist_ok=True)
-        save_stats_file(save_stats, {k: v for k, v in stats[0].items() if v is not None})
+        write_file(save_stats + '.try', '')
+        os.remove(save_stats + '.try')
+    for k, (path, names) in enumerate(zip(paths, files)):
+        stats[k] = stats[k] or inception_stats(same_sizes(map(read_pixels, names)), len(names), net, path)
+    if save_stats:
+        save_stats_file(save_stats, stats[0])
     lines = [f"{what}: {s['n'] or 'unknown number of'} images, {path}"
              for what, s, path in zip(('real', 'fake'), stats, paths)]
     if fake_dir:
-        d = distances(*stats, torch.Generator().manual_seed(seed), device)
+        d = distances(*stats, device)
         lines.append(f"FID {d['fid']:.3f}")
         if 'kid' in d:
             n = min(1000, *(len(s['features']) for s in stats))
-            lines[-1] += f" | KID x100 {100 * d['kid']:.4f}, deviation {100 * d['kid_std']:.4f} over subsets of {n}"
+            lines[-1] += f" | KID x100 {100 * d['kid']:.4f}, subsets of {n}"
+            lines[-1] += f", deviation {100 * d['kid_std']:.4f}" if d['kid_std'] == d['kid_std'] else ''
         lines += [SMALL] if any((s['n'] or 2048) < 2048 for s in stats) else []
     return '\n'.join(lines) + f'\nuint8 pixels, bilinear to 299 px; seed {seed}; {device}'
 
@@ -342,28 +357,25 @@ def same_sizes(images):
 
 
 class StarGAN:
-    """A train_teacher.py or train_student.py checkpoint. A label y is (B, len(attrs)), a target a name of attrs."""
+    """A train_teacher.py or train_student.py checkpoint. Labels y are (B, len(attrs)), a target is a name of attrs."""
 
     def __init__(self, c, module, device):
-        self.attrs, self.size, self.exclusive = c['attrs'], c['d_args']['image_size'], c['exclusive']
+        self.attrs, self.size, self.exclusive, self.tau = c['attrs'], c['d_args']['image_size'], c['exclusive'], 0
         self.G = module.Generator(**c['g_args']).to(device).requires_grad_(False)
         self.D = module.Discriminator(**c['d_args']).to(device).requires_grad_(False)
         self.G.load_state_dict(c['G'])
         self.D.load_state_dict(c['D'])
         self.params = sum(p.numel() for p in self.G.parameters())
-        self.score = self.D, {name: i for i, name in enumerate(self.attrs)}  # y^c: which D, and where
-        self.tau = 0.0
+        pseudo = c['config'].get('pseudo')
+        self.pairs = dict(zip(self.attrs, pseudo.split(',') if pseudo else self.attrs))  # {c: c_pse}, eq. (6)-(7)
+        self.teacher = self  # whose D explains the maps; main knows better of a student
 
     def to_x(self, x):
         return to_float(x, self.size)
 
     def guess(self, x):
-        """What D takes the labels of x for: where nobody knows them."""
-        logits = self.D(x)[1]
-        return (logits > 0 if self.multi_label() else logits == logits.amax(1, keepdim=True)).float()
-
-    def multi_label(self):
-        return list(range(len(self.attrs))) not in self.exclusive
+        """What D takes the labels of x for, where nobody knows them."""
+        return (self.D(x)[1] > 0).float()
 
     def label(self, y, name):
         return set_attr(y, self.attrs.index(name), self.exclusive)
@@ -372,13 +384,11 @@ class StarGAN:
         return self.G(x, self.label(y, name))
 
     def maps(self, x, y, name, modules=None):
-        """-> translation, [map (B, h, w) at each of `modules` of G, or None where no D knows a score for `name`]."""
+        """-> translation, [map (B, h, w) at each of `modules` of G, or None where no D has a score for `name`]."""
         hooks = [GradCAM(module, cam) for module in modules or [self.G.res[-1]]]
-        x_fake = self.fake(x, y, name)
-        D, column = self.score
-        A = [None] * len(hooks)
-        if name in column:
-            y_c = D(x_fake)[1][:, column[name]]
+        x_fake, A = self.fake(x, y, name), [None] * len(hooks)
+        if self.pairs[name] in self.teacher.attrs:
+            y_c = self.teacher.D(x_fake)[1][:, self.teacher.attrs.index(self.pairs[name])]
             A = [hook(y_c, retain_graph=True) for hook in hooks]
         for hook in hooks:
             hook.remove()
@@ -386,10 +396,8 @@ class StarGAN:
 
     def stages(self):
         """{name: module} of the stages of Fig. 1, in order."""
-        conv = lambda part: [part[i] for i in range(2, len(part), 3)]  # conv, norm, ReLU; conv, norm, ReLU; ...
-        return {f'{part} {i + 1}': module for part, modules in (
-            ('down', conv(self.G.down)), ('res', self.G.res), ('up', conv(self.G.up)))
-            for i, module in enumerate(modules)}
+        parts = [('down', self.G.down[2::3]), ('res', self.G.res), ('up', self.G.up[2::3])]  # conv, norm, ReLU; ...
+        return {f'{part} {i + 1}': module for part, modules in parts for i, module in enumerate(modules)}
 
 
 class UAG:
@@ -404,7 +412,7 @@ class UAG:
             self.A[target] = module.Attention(**c['a_args']).to(device).requires_grad_(False) if c['a_args'] else None
             if c['a_args']:
                 self.A[target].load_state_dict(c[a])
-        nets = [net for net in (self.G[self.attrs[0]], self.A[self.attrs[0]]) if net]
+        nets = [net for net in (self.G[target], self.A[target]) if net]
         self.params = sum(p.numel() for net in nets for p in net.parameters())  # of one direction
 
     def to_x(self, x):
@@ -420,6 +428,32 @@ class UAG:
         """-> translation, [map (B, H, W) in [0, 1], or None without attention]."""
         x_fake, a, _ = self.module.translate(x, self.A[name], self.G[name], self.gen_input)
         return x_fake, [a[:, 0] if self.A[name] else None]
+
+
+class Images:
+    """What is translated: x (N, H, W, 3) uint8, labels y (N, len(attrs)), regions (N, len(attrs), H, W) or None.
+
+    Where nets know only some classes of a single-label set, `known` leaves the images of the others out, as training.
+    """
+
+    def __init__(self, x, y, regions, attrs, known, device):
+        self.x, self.y, self.regions, self.attrs, self.known, self.device = x, y, regions, attrs, known, device
+
+    def without(self, *names):
+        """Rows of the images that have none of these attributes."""
+        return (self.known & (self.y[:, [self.attrs.index(n) for n in names]].sum(1) == 0)).nonzero().flatten()
+
+    def see(self, net, rows):
+        """Images and labels of rows as `net` takes them."""
+        y = self.y[rows][:, [self.attrs.index(name) for name in net.attrs]]
+        return net.to_x(self.x[rows].to(self.device)), y.to(self.device)
+
+    def cell(self, net, row, name):
+        """For figures: input, translation, and map over input, black where there is none; (3, H, W) each."""
+        x, y = self.see(net, row[None])
+        x_fake, (A,) = net.maps(x, y, name)
+        shade = overlay(x, x.new_zeros(1, 1, 1) if A is None else A)
+        return x[0].cpu(), x_fake[0].cpu(), shade[0].cpu()
 
 
 # measures
@@ -456,14 +490,14 @@ def frechet_distance(mean1, cov1, mean2, cov2):
     values, vectors = torch.linalg.eigh(cov1)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     covmean = torch.linalg.eigvalsh(root @ cov2 @ root).clamp_min(0).sqrt().sum()
-    return max(0.0, (((mean1 - mean2) ** 2).sum() + cov1.trace() + cov2.trace() - 2 * covmean).item())
+    return max((((mean1 - mean2) ** 2).sum() + cov1.trace() + cov2.trace() - 2 * covmean).item(), 0.0)
 
 
 def kid(real, fake, generator):
     """Kernel Inception distance (Binkowski et al. 2018) of features (N, d) and (M, d) -> mean, standard deviation.
 
     Unbiased MMD^2 with k(x, y) = (x.y / d + 1)^3, over 100 subsets of n = min(1000, N, M) drawn without replacement.
-    With N = M <= 1000 every subset is the whole, and the spread 0.
+    With N = M <= 1000 there is one subset, the whole, and no deviation: NaN.
     """
     n, values = min(1000, len(real), len(fake)), []
     for _ in range(100):
@@ -472,14 +506,15 @@ def kid(real, fake, generator):
         off = sum((k.sum() - k.trace()) / (n * (n - 1)) for k in (kxx, kyy))
         values.append((off - 2 * kxy.mean()).item())
         if n == len(real) == len(fake):
-            break
+            return values[0], float('nan')
     return float(np.mean(values)), float(np.std(values))
 
 
-def distances(real, fake, generator, device):
+def distances(real, fake, device):
     """Two stats of Inception features -> dict of fid and, where the features are known, kid and kid_std."""
     out = dict(fid=frechet_distance(*(s[k].to(device) for s in (real, fake) for k in ('mu', 'sigma'))))
     if real['features'] is not None and fake['features'] is not None:
+        generator = torch.Generator().manual_seed(seed)
         out['kid'], out['kid_std'] = kid(real['features'].to(device), fake['features'].to(device), generator)
     return out
 
@@ -500,13 +535,12 @@ def measure(x, x_fake, A, m, tau):
     if A.shape[1:] != m.shape[1:]:
         A = F.interpolate(A[:, None].double(), m.shape[1:], mode='bilinear')[:, 0]
     A = A.flatten(1).double()
-    alive = (A.amax(1) > 0) & (area > 0)
+    dead = A.amax(1) <= 0
     rank = A.argsort(dim=1, descending=True, stable=True).argsort(1)  # 0 for the highest
     both = (inside * (rank < area[:, None])).sum(1)
-    out |= dict(energy=(A * inside).sum(1) / A.sum(1) / (area / inside.shape[1]),
-                point=inside.gather(1, A.argmax(1, keepdim=True))[:, 0], iou=both / (2 * area - both))
-    out = {k: torch.where(alive, v, torch.nan) if k in ('energy', 'point', 'iou') else v for k, v in out.items()}
-    out['dead'] = 1 - alive.double()
+    where = dict(energy=(A * inside).sum(1) / A.sum(1) / (area / inside.shape[1]),
+                 point=inside.gather(1, A.argmax(1, keepdim=True))[:, 0], iou=both / (2 * area - both))
+    out |= {k: torch.where(dead | (area == 0), torch.nan, v) for k, v in where.items()} | dict(dead=dead.double())
     if tau:  # attention nets: the map is a mask
         for name, threshold in (('iou_tau', tau), ('iou_half', 0.5)):
             on = (A >= threshold).double()
@@ -520,16 +554,10 @@ def bootstrap(a, b, generator, n=2000):
 
     a, b: (N, c) hits in [0, 1], NaN where an image is not translated to an attribute. -> difference, low, high.
     """
-    known = ~(a - b).isnan()
-    difference, known = (a - b).nan_to_num().double(), known.double()
-    means = []
-    for k in range(n // 50 + 1):
-        counts = torch.ones(1, len(a)) if k == 0 else torch.zeros(50, len(a)).scatter_add_(
-            1, torch.randint(len(a), (50, len(a)), generator=generator), torch.ones(50, len(a)))
-        share = counts.double() @ difference / (counts.double() @ known)  # (50, c): each attribute's difference
-        means.append(share.nanmean(1))
-    means = torch.cat(means)
-    return means[0].item(), *means[1:].quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    d = (a - b).double()
+    draws = [torch.arange(len(d))] + [torch.randint(len(d), (len(d),), generator=generator) for _ in range(n)]
+    means = torch.stack([d[i].nanmean(0).nanmean() for i in draws])  # over images, then over attributes
+    return means[0].item(), *means[1:].nanquantile(torch.tensor([0.025, 0.975]).double()).tolist()
 
 
 def cost(net, x, y, name):
@@ -540,7 +568,7 @@ def cost(net, x, y, name):
             t0 = time.perf_counter()
             net.fake(x, y, name)
             if x.is_cuda:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(x.device)
             times.append(time.perf_counter() - t0)
         return float(np.median(times[1:]))
     with torch.no_grad():
@@ -549,10 +577,73 @@ def cost(net, x, y, name):
         out = dict(params=net.params, macs=counter.get_total_flops() // 2, latency_ms=1000 * median(x[:1], y[:1]))
         x, y = (t[torch.arange(64) % len(t)] for t in (x, y))
         if x.is_cuda:
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(x.device)
         out['images_per_s'] = 64 / median(x, y)
-        out['peak_mb'] = torch.cuda.max_memory_allocated() / 2 ** 20 if x.is_cuda else float('nan')
+        out['peak_mb'] = torch.cuda.max_memory_allocated(x.device) / 2 ** 20 if x.is_cuda else float('nan')
     return out
+
+
+def evaluate_row(row, images, clf, multi_label, inception_net, real, progress):
+    """Translates all that a row of the table stands for -> its results, and hits (N, attributes), NaN where not asked.
+
+    real: stats of the real images that the translations should be like, by classifier and, if there is one, Inception.
+    """
+    net, fakes, accuracy, measures = row['net'], (Moments(), Moments()), {}, {}
+    hits = torch.full(images.y.shape, float('nan'))
+    for name in row['targets']:
+        col, chosen, measured = images.attrs.index(name), images.without(name), {}
+        for rows in chosen.split(batch_size):
+            x, y = images.see(net, rows)
+            x_fake, (A,) = net.maps(x, y, name)
+            pixels = to_uint8(x_fake)
+            x_fake = pixels / 127.5 - 1  # measured is what a PNG would keep
+            if save_images:
+                for k, image in zip(rows.tolist(), x_fake):
+                    k -= int(chosen[0]) if isinstance(net, UAG) else 0  # there the row in its own domain
+                    write_image(os.path.join(out_dir, 'images', row['label'], name, f'{k:06d}.png'), to_image(image))
+            calls, features = classify(clf, x_fake, multi_label)
+            hits[rows, col] = calls[:, col].float().cpu()
+            fakes[0].add(features)
+            if inception_net:
+                fakes[1].add(inception_features(inception_net, pixels))
+            if images.regions is not None:
+                m = images.regions[rows, col][..., None].to(x.device)
+                m = net.to_x(255 * m)[:, 0] > 0  # where it fills more than half of the pixel
+                for k, v in measure(x, x_fake, A, m, net.tau).items():
+                    measured.setdefault(k, []).append(v)
+            progress.add(len(rows), f" | {row['label']} -> {name}")
+        accuracy[name] = hits[:, col].nanmean().item()
+        measures[name] = {k: torch.cat(v).nanmean().item() for k, v in measured.items()}
+    c, stats = row['c'], [f.stats() for f in fakes[:2 if inception_net else 1]]
+    result = dict(label=row['name'], ckpt=row['path'], iter=c['iter'], g_args=c['g_args'], config=c['config'],
+                  accuracy=accuracy, accuracy_mean=float(np.mean(list(accuracy.values()))), measures=measures,
+                  n_real=real[0]['n'], n_fake=stats[0]['n'],
+                  fd_clf=frechet_distance(*(s[k] for s in (real[0], stats[0]) for k in ('mu', 'sigma'))))
+    for k in set().union(*measures.values()):
+        values = [m[k] for m in measures.values() if m.get(k, float('nan')) == m.get(k)]  # those that are no NaN
+        result[k] = float(np.mean(values)) if values else float('nan')
+    if inception_net:
+        result |= distances(real[1], stats[1], images.device)
+    return result | cost(net, *images.see(net, images.without(name)[:64]), name), hits
+
+
+def merge_seeds(rows):
+    """Rows -> groups that differ in the seed, and where and how often a run writes, only: dicts of name, label, rows."""
+    ignored = ('seed', 'out_dir', 'resume', 'device', 'log_interval', 'sample_interval', 'ckpt_interval', 'n_samples')
+    by_config, groups = {}, []
+    for row in rows:
+        settings = {k: v for k, v in row['c']['config'].items() if k not in ignored}
+        key = json.dumps([row['c']['script'], row['c']['iter'], row['targets'], settings], sort_keys=True)
+        by_config.setdefault(key, []).append(row)
+    for seeds in by_config.values():
+        label = seeds[0]['label']
+        if len(seeds) > 1:  # what S-s0 and S-s1 have in common
+            common = re.sub(r'[-_. ]*(s|seed)?\d*$', '', os.path.commonprefix([row['label'] for row in seeds]))
+            label = common if common and common not in [row['label'] for row in rows] else label
+        name = label + seeds[0]['name'].removeprefix(seeds[0]['label'])
+        name += f' ({len(seeds)} seeds)' if len(seeds) > 1 else ''
+        groups.append(dict(label=label, name=name, rows=seeds))
+    return groups
 
 
 # tables, figures, report
@@ -567,8 +658,8 @@ COST = [('params', 'params', 1, 0), ('MMACs', 'macs', 1e-6, 1), ('ms, batch 1', 
         ('images/s, batch 64', 'images_per_s', 1, 0), ('MB, batch 64', 'peak_mb', 1, 0)]
 
 
-def table(corner, columns, groups, extra=()):
-    """Groups [(label, results of its seeds)] -> rows of cells, the first the header; mean ± deviation over seeds."""
+def table(corner, columns, groups):
+    """Groups (label, results of its seeds) -> rows of cells, the first the header; mean ± deviation over seeds."""
     def cell(results, key, factor, decimals):
         values = [factor * r.get(key, float('nan')) for r in results]
         if any(v != v for v in values):
@@ -576,7 +667,7 @@ def table(corner, columns, groups, extra=()):
         spread = f' ± {np.std(values, ddof=1):,.{decimals}f}' if len(values) > 1 and np.std(values) else ''
         return f'{np.mean(values):,.{decimals}f}{spread}'
     rows = [[corner, *(c[0] for c in columns)]]
-    rows += [[label, *(cell(results, *c[1:]) for c in columns)] for label, results in [*groups, *extra]]
+    rows += [[label, *(cell(results, *c[1:]) for c in columns)] for label, results in groups]
     full = [k for k in range(len(rows[0])) if k == 0 or any(row[k] != '-' for row in rows[1:])]
     return [[row[k] for k in full] for row in rows] if len(full) > 1 else []
 
@@ -601,14 +692,6 @@ def as_html(rows):
     return '<div class=wide><table><tr>' + '<tr>'.join(lines) + '</table></div>'
 
 
-def write_file(name, content):
-    """Text or bytes to out_dir/name, whole or not at all."""
-    path = os.path.join(out_dir, name)
-    with open(path + '.tmp', 'wb') as f:
-        f.write(content.encode() if isinstance(content, str) else content)
-    os.replace(path + '.tmp', path)
-
-
 def figure(header, rows, labels):
     """PNG bytes: rows of images (3, H, W) in [-1, 1], with a header over the columns and a label before each row."""
     side, font = rows[0][0].shape[1], ImageFont.load_default(13)
@@ -630,28 +713,81 @@ def figure(header, rows, labels):
     return png.getvalue()
 
 
+def draw_figures(nets, images):
+    """{label: net} -> [(file name, caption, PNG bytes)] of the figures that the docstring on top names."""
+    blank, plain, mapped, names = torch.ones(3, *[next(iter(nets.values())).size] * 2), [], [], []
+    for name in dict.fromkeys(name for net in nets.values() for name in net.attrs):
+        for row in images.without(name)[:n_rows]:
+            cells = [images.cell(net, row, name) if name in net.attrs else None for net in nets.values()]
+            x = next(c[0] for c in cells if c)
+            plain.append([x, *(c[1] if c else blank for c in cells)])
+            mapped.append([x, *(c[j] if c else blank for c in cells for j in (1, 2))])
+            names.append(name)
+    with_maps = [text for label in nets for text in (label, 'its map')]
+    out = [('translations.png', 'Translations', figure(['input', *nets], plain, names)),
+           ('maps.png', 'Translations and attention maps', figure(['input', *with_maps], mapped, names))]
+    first, net = next(iter(nets.items()))
+    if isinstance(net, UAG):
+        return out
+    names = [name for name in net.attrs if net.pairs[name] in net.teacher.attrs and len(images.without(name))]
+    cells = []
+    for name in names:
+        x, y = images.see(net, images.without(name)[:1])
+        x_fake, maps = net.maps(x, y, name, net.stages().values())
+        cells.append([x[0], *(overlay(x, A)[0] for A in maps), x_fake[0]])
+    if cells:
+        out.append(('stages.png', f'Maps of every stage of {first}',
+                    figure(['input', *net.stages(), 'output'], cells, names)))
+    pairs = {(c, c_pse): net.teacher for net in nets.values() for c, c_pse in net.pairs.items()
+             if c != c_pse and c_pse in net.teacher.attrs and net.teacher is not net}
+    others = {label: net for label, net in nets.items() if any(c in net.attrs for c, _ in pairs)}
+    cells, names = [], []
+    for (c, c_pse), teacher in pairs.items():
+        for row in images.without(c, c_pse)[:n_rows]:
+            cells.append(list(images.cell(teacher, row, c_pse)))
+            for net in others.values():
+                cells[-1] += images.cell(net, row, c)[1:] if c in net.attrs else [blank, blank]
+            names.append(f'{c_pse}, {c}')
+    if cells:
+        header = ['input', 'T: c_pse', 'its map'] + [text for label in others for text in (f'{label}: c', 'its map')]
+        out.append(('pseudo.png', 'Maps of c_pse, by the teacher, beside maps of c', figure(header, cells, names)))
+    return out
+
+
 def report(title, tables, notes, figures, details):
     """One HTML page with everything in it: no scripts, no network, dark where the reader's system is."""
     style = ('body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:auto;padding:1rem;color-scheme:light dark;'
-             'background:Canvas;color:CanvasText}.wide{overflow-x:auto}table{border-collapse:collapse;'
+             'background:Canvas;color:CanvasText}.wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;'
              'font-variant-numeric:tabular-nums;font-size:.9rem}td,th{padding:.2rem .6rem;text-align:right;'
              'border-bottom:1px solid #8886;white-space:nowrap}td:first-child,th:first-child{text-align:left}'
-             'img{max-width:100%;background:#fff}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.8rem}')
+             'img{background:#fff}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.8rem}')
     page = ['<!doctype html><html lang=en><meta charset=utf-8>', f'<title>{html.escape(title)}</title>',
             '<meta name=viewport content="width=device-width,initial-scale=1">', f'<style>{style}</style>',
-            f'<h1>{html.escape(title)}</h1>']
-    page += map(as_html, tables)
-    page += [f'<p>{html.escape(note)}</p>' for note in notes]
-    for name, caption, png in figures:
-        src = 'data:image/png;base64,' + base64.b64encode(png).decode()
-        caption = html.escape(caption)
-        page.append(f'<h2>{caption}</h2><img alt="{caption}" src="{src}">')
+            f'<h1>{html.escape(title)}</h1>', *map(as_html, tables), *(f'<p>{html.escape(note)}</p>' for note in notes)]
+    for _, caption, png in figures:
+        src, caption = 'data:image/png;base64,' + base64.b64encode(png).decode(), html.escape(caption)
+        page.append(f'<h2>{caption}</h2><div class=wide><img alt="{caption}" src="{src}"></div>')
     page += [f'<details><summary>{html.escape(heading)}</summary><pre>{html.escape(text)}</pre></details>'
              for heading, text in details]
     return '\n'.join(page) + '</html>\n'
 
 
-# images in and out
+# files and photos
+
+
+def write_file(path, content):
+    """Text or bytes, whole or not at all; makes the folder."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path + '.tmp', 'wb') as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+    os.replace(path + '.tmp', path)
+
+
+def write_image(path, image):
+    """A PIL image as PNG, or as JPEG where the ending says so."""
+    data = io.BytesIO()
+    image.save(data, 'JPEG' if path.lower().endswith(('.jpg', '.jpeg')) else 'PNG', quality=95)
+    write_file(path, data.getvalue())
 
 
 def to_uint8(x):
@@ -688,23 +824,32 @@ def list_images(path):
 
 def translate_photos(net, device):
     """Photos in, one file for each photo and target out; says what it does. Nobody's labels are needed: D guesses."""
-    names = [n for n in attrs.split(',') if n] or net.attrs
-    unknown = [n for n in '+'.join(names).split('+') if n not in net.attrs]
-    if unknown:
-        sys.exit(f"--attrs: {', '.join(unknown)}: not known to {ckpt}, which knows {', '.join(net.attrs)}")
+    whole, base = isinstance(net, UAG), input if os.path.isdir(input) else os.path.dirname(input) or '.'
+    targets = [name.split('+') for name in attrs.split(',') if name] or [[name] for name in net.attrs]
+    for parts in targets:
+        unknown = [name for name in parts if name not in net.attrs]
+        if unknown or whole and len(parts) > 1:
+            sys.exit(f"--attrs={attrs}: {ckpt} knows {', '.join(net.attrs)}" + (', one at a time' if whole else ''))
+        if any(len(set(map(net.attrs.index, parts)) & set(group)) > 1 for group in ([] if whole else net.exclusive)):
+            sys.exit(f"--attrs: {'+'.join(parts)} exclude each other")
     if not os.path.exists(input):
         sys.exit(f'--input={input}: no such photo or folder')
     photos = list_images(input) if os.path.isdir(input) else [input]
-    one_file = out.lower().endswith(('.png', '.jpg', '.jpeg'))
-    if one_file and len(photos) * len(names) > 1 or os.path.isdir(out) and one_file:
-        sys.exit(f'--out={out}: {len(photos)} x {len(names)} results need a folder, not a file')
-    base = input if os.path.isdir(input) else os.path.dirname(input) or '.'
     stems = [os.path.splitext(os.path.relpath(path, base)) for path in photos]
     twice = {s for s, _ in stems if [t for t, _ in stems].count(s) > 1}  # a.jpg and a.png keep their endings
-    whole, bad, t0 = isinstance(net, UAG), 0, time.time()
+    stems = [stem + ending.replace('.', '_') if stem in twice else stem for stem, ending in stems]
+    files = [[os.path.join(out, f"{stem}_{'+'.join(parts)}.png") for parts in targets] for stem in stems]
+    if out.lower().endswith(('.png', '.jpg', '.jpeg')):
+        if len(photos) * len(targets) > 1 or os.path.isdir(out):
+            sys.exit(f'--out={out}: {len(photos)} x {len(targets)} results need a folder, not a file')
+        files = [[out]]
+    lost = {os.path.realpath(path) for path in photos} & {os.path.realpath(path) for row in files for path in row}
+    if lost:
+        sys.exit(f'--out={out}: would overwrite the photo {sorted(lost)[0]}')
     print(f"each photo's {'whole area, squashed to a square' if whole else 'centre square'}, at {net.size} px; "
           f"result: {'put back into the photo' if paste else 'the square alone'}", flush=True)
-    for k, (path, (stem, ending)) in enumerate(zip(photos, stems)):
+    progress, bad = Progress('photos', len(photos)), 0
+    for path, paths in zip(photos, files):
         try:
             photo = read_photo(path)
         except Exception as e:  # Pillow raises nearly every kind on damaged files
@@ -717,282 +862,216 @@ def translate_photos(net, device):
         small = photo.crop(box).resize((net.size, net.size), Image.Resampling.BICUBIC)
         x = torch.from_numpy(np.array(small)).to(device).permute(2, 0, 1)[None] / 127.5 - 1
         with torch.no_grad():
-            for name in names:
-                y = net.guess(x)
-                for part in name.split('+')[:-1]:
+            guess = net.guess(x)
+            for parts, target in zip(targets, paths):
+                y = guess
+                for part in parts[:-1]:
                     y = net.label(y, part)
-                result = to_image(net.fake(x, y, name.split('+')[-1])[0])
+                result = to_image(net.fake(x, y, parts[-1])[0])
                 if paste:
-                    result, square = photo.copy(), result
+                    square, result = result, photo.copy()
                     result.paste(square.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC), box[:2])
-                target = out if one_file else os.path.join(
-                    out, f"{stem + ending.replace('.', '_') if stem in twice else stem}_{name}.png")
-                if os.path.exists(target) and os.path.samefile(target, path):
-                    sys.exit(f'--out={out}: would overwrite the photo {path}')
-                os.makedirs(os.path.dirname(target) or '.', exist_ok=True)
-                result.save(target + '.tmp', 'PNG' if target.lower().endswith('.png') else 'JPEG', quality=95)
-                os.replace(target + '.tmp', target)
-        if len(photos) > 1 and (k + 1 == len(photos) or (k + 1) % 100 == 0):
-            rate = (k + 1) / (time.time() - t0)
-            print(f'{k + 1}/{len(photos)} photos | {rate:.1f}/s | eta {(len(photos) - k - 1) / rate:.0f}s', flush=True)
+                write_image(target, result)
+        progress.add(1)
     if bad == len(photos):
         sys.exit(f'--input={input}: no photo there that can be read')
-    print(f'{(len(photos) - bad) * len(names)} images: {out}, {time.time() - t0:.1f} s')
+    print(f'{(len(photos) - bad) * len(targets)} images: {out}, {time.time() - progress.t0:.1f} s')
 
 
-if __name__ == '__main__':
-    # set-up
-    t_start = time.time()
-    if not (ckpt or real_dir or fake_dir):
-        sys.exit('--ckpt= one or more ckpt.pt files, comma-separated; or --real_dir= and --fake_dir=')
-    if cam not in ('gradcam', 'hirescam') or split not in ('val', 'test') or (
-            clf_arch not in ('', 'resnet18', 'resnet50')):
-        sys.exit('--cam is gradcam or hirescam, --split val or test, --clf_arch resnet18 or resnet50')
-    if min(batch_size, n_rows, clf_epochs) < 1 or not 0 <= clf_lr < float('inf'):
-        sys.exit('batch_size, n_rows and clf_epochs: 1 or more; clf_lr: 0 or more')
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
-    if real_dir or fake_dir:
-        try:
-            print(compare_folders(device))
-        except OSError as e:
-            sys.exit(f'cannot go on: {e}')
-        sys.exit()
-    paths = ckpt.split(',')
-    scripts = (script.split(',') + [''] * len(paths))[:len(paths)]
-    ckpts = [load_ckpt(path, 'stargan', 'uag') for path in paths]
-    uag = ckpts[0]['kind'] == 'uag'
-    if len({c['kind'] for c in ckpts}) > 1:
-        sys.exit(f'--ckpt={ckpt}: StarGAN and UAG checkpoints in one list; evaluate them apart')
-    modules = [load_script(c, path, '--script') for c, path in zip(ckpts, scripts)]
-    nets = [(UAG if uag else StarGAN)(c, module, device) for c, module in zip(ckpts, modules)]
-    if input:
-        try:
-            translate_photos(nets[0], device)
-        except OSError as e:
-            sys.exit(f'--out={out}: {e}')
-        sys.exit()
-    try:
-        for folder in (out_dir, clf_dir, stats_dir):
-            os.makedirs(folder, exist_ok=True)
-            with open(os.path.join(folder, '.writable'), 'w'):
-                pass
-            os.remove(os.path.join(folder, '.writable'))
-    except OSError as e:
-        sys.exit(f'--out_dir={out_dir} --clf_dir={clf_dir} --stats_dir={stats_dir}: cannot write there: {e}')
-    labels = [os.path.basename(os.path.dirname(os.path.abspath(p))) for p in paths]
-    labels = [label + (f'-{k}' if labels.count(label) > 1 else '') for k, label in enumerate(labels)]  # all different
+def evaluate_checkpoints(nets, ckpts, paths, device):
+    """Everything that out_dir gets, from the nets of the checkpoints; the first lines of this file say what."""
+    t_start, uag = time.time(), isinstance(nets[0], UAG)
+    labels = []
+    for path in paths:  # the folder's name, or the file's where that is not ckpt.pt
+        folder, stem = os.path.abspath(path).removesuffix('.pt').split(os.sep)[-2:]
+        label = folder if stem == 'ckpt' else f'{folder}-{stem}'
+        while label in labels:
+            label += "'"
+        labels.append(label)
 
     # data; two unpaired domains are here two classes, the regions of which are those of the object
     data_dir, meta = find_data(dataset or ckpts[0]['config']['dataset'])
     if uag != (meta['label'] == 'unpaired') or uag and split != 'test':
         sys.exit(f"{data_dir} ({meta['label']}), --split={split}: not for {ckpts[0]['kind']} checkpoints")
-    attrs_all, multi_label, size = meta['domains' if uag else 'attrs'], meta['label'] == 'multi', nets[0].size
+    names, multi_label, size = meta['domains' if uag else 'attrs'], meta['label'] == 'multi', nets[0].size
     for path, net in zip(paths, nets):
-        if net.size != size or not uag and meta['image_size'] % size or not set(net.attrs) <= set(attrs_all):
+        if net.size != size or not uag and meta['image_size'] % size or not set(net.attrs) <= set(names):
             sys.exit(f"{path} works on {','.join(net.attrs)} at {net.size} px, "
                      f"which {paths[0]} or {data_dir} ({meta['image_size']} px) does not")
-        net.cols = [attrs_all.index(name) for name in net.attrs]
-    sides, masks = 'AB' if uag else [''], None
+    sides = 'AB' if uag else ['']
     if uag:
         train, test = ([load_domain(data_dir, part + side) for side in sides] for part in ('train', 'test'))
         (train_x, train_y), (test_x, test_y) = ((torch.cat(two), torch.eye(2).repeat_interleave(
             torch.tensor([len(x) for x in two]), 0)) for two in (train, test))
     else:
-        train_x, train_y = load_split(data_dir, meta, 'train', attrs_all)
-        test_x, test_y = load_split(data_dir, meta, split, attrs_all)
-    mask_files = [os.path.join(data_dir, f'{split}{side}_m.npy') for side in sides]
-    if all(map(os.path.exists, mask_files)):
-        masks = [torch.from_numpy(np.load(path, mmap_mode='c')) for path in mask_files]
-        masks = torch.cat(masks)[:, None].expand(-1, 2, -1, -1) if uag else masks[0]  # (N, attributes, H, W)
+        train_x, train_y = load_split(data_dir, meta, 'train', names)
+        test_x, test_y = load_split(data_dir, meta, split, names)
+    regions = [os.path.join(data_dir, f'{split}{side}_m.npy') for side in sides]
+    if all(map(os.path.exists, regions)):
+        try:
+            regions = [torch.from_numpy(np.load(path, mmap_mode='c')) for path in regions]
+            regions = torch.cat(regions)[:, None].expand(-1, 2, -1, -1) if uag else regions[0]
+            if regions.shape != (*test_y.shape, *test_x.shape[1:3]):
+                raise ValueError(f'{tuple(regions.shape)} do not go with {tuple(test_x.shape)} images')
+        except (OSError, ValueError, EOFError) as e:
+            sys.exit(f'{data_dir}: cannot read the regions ({split}*_m.npy), prepare the data again: {e}')
+    else:
+        regions = None
     shown = list(dict.fromkeys(name for net in nets for name in net.attrs))
-    # single-label: where nets know only some of the classes, images of the others are left out, as in training
-    known = test_y[:, [attrs_all.index(name) for name in shown]].sum(1) > 0 if not multi_label else test_y[:, 0] >= 0
-    batch = lambda net, r: (net.to_x(test_x[r].to(device)), test_y[r][:, net.cols].to(device))
-    without = lambda *names: (known & (test_y[:, [attrs_all.index(n) for n in names]].sum(1) == 0)).nonzero().flatten()
+    known = test_y[:, [names.index(name) for name in shown]].sum(1) > 0 if not multi_label else test_y[:, 0] >= 0
+    images = Images(test_x, test_y, regions, names, known, device)
+    empty = [name for name in shown if not len(images.without(name))]
+    if empty:
+        print(f"left out, every {split} image has it: {', '.join(empty)}")
+        shown = [name for name in shown if name not in empty] or sys.exit('nothing to translate')
 
-    # whose D explains: a student's maps are the teacher's D's, which is the first checkpoint's, with "pseudo"-attention
-    # by its score of c_pse (eq. 6-7); all others' maps are their own D's
-    pairs, column = {}, {name: i for i, name in enumerate(nets[0].attrs)}
+    # whose D explains: a student's maps are its teacher's D's, or if that is not in the list, the first checkpoint's
+    by_path = {os.path.realpath(path): net for path, net in zip(paths, nets)}
     for c, net in zip(ckpts, nets):
-        pairs |= zip(net.attrs, c['config']['pseudo'].split(',')) if c['config'].get('pseudo') else ()
-    for c, net in zip(ckpts, nets):
-        if 'teacher' in c['config']:
-            net.score = nets[0].D, {n: column[pairs.get(n, n)] for n in net.attrs if pairs.get(n, n) in column}
+        if c['config'].get('teacher'):
+            net.teacher = by_path.get(os.path.realpath(c['config']['teacher']), nets[0])
+    pairs = {c: c_pse for net in nets if not uag for c, c_pse in net.pairs.items() if c != c_pse}
+    for net in () if uag else nets:  # one without attention loss has no pairs of its own
+        if net.teacher is not net:
+            net.pairs = {c: p if p in net.teacher.attrs else pairs.get(c, c) for c, p in net.pairs.items()}
 
     # rows of the tables: one for a StarGAN, one for each direction of UAG, each with the real images it should be like
-    reals, rows = {}, []
+    real_rows, rows = {}, []
     for label, path, c, net in zip(labels, paths, ckpts, nets):
-        for targets in [[name] for name in reversed(net.attrs)] if uag else [net.attrs]:
-            name = f"{label} ->{targets[0]}" if uag else label
-            real = targets[0] if uag else 'all'
-            reals[real] = test_y[:, attrs_all.index(real)].nonzero().flatten() if uag else known.nonzero().flatten()
-            rows.append(dict(name=name, label=label, path=path, c=c, net=net, targets=targets, real=real))
+        for target in reversed(net.attrs) if uag else [None]:
+            real_rows[target] = (test_y[:, names.index(target)] if uag else known).nonzero().flatten()
+            targets = [target] if uag else [name for name in net.attrs if name in shown]
+            rows.append(dict(name=f'{label} -> {target}' if uag else label, label=label, path=path, c=c, net=net,
+                             targets=targets, real=target))
+    groups = merge_seeds([row for row in rows if row['targets']])
+    if baseline and baseline not in [group['label'] for group in groups]:
+        sys.exit(f"--baseline={baseline}: no row of that name; there are {', '.join(g['label'] for g in groups)}")
 
-    # classifier, and how good it is on real test images
-    torch.manual_seed(seed)
-    arch = clf_arch or ('resnet50' if masks is None else 'resnet18')
-    clf = get_classifier(train_x, train_y, nets[0].to_x, size, multi_label, meta, arch, device)
-    real, hits = {name: Moments() for name in reals}, torch.zeros(2, 2, len(attrs_all))  # hits[label, call]
-    for name, r in ((name, r) for name, chosen in reals.items() for r in chosen.split(batch_size)):
-        calls, features = classify(clf, nets[0].to_x(test_x[r].to(device)), multi_label)
-        real[name].add(features)
-        for label, call in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            hits[label, call] += ((test_y[r] == label) & (calls.cpu() == call)).sum(0)
-    recall = hits[1, 1] / hits[1].sum(0)
-    balanced = (recall + hits[0, 0] / hits[0].sum(0)) / 2
+    # Inception and the classifier, how good that is on real images, and what both make of these
     weights = None if inception == 'none' else find_inception(inception)
-    if weights:
-        inception_net = load_inception(weights, device)
-        stem = f"{meta['dataset']}_{split}"
-        real_inception = {name: real_stats(test_x, r, nets[0], inception_net, f'{stem}_{name}', device)
-                          for name, r in reals.items()}
+    inception_net = load_inception(weights, device) if weights else None
+    torch.manual_seed(seed)
+    arch = clf_arch or ('resnet50' if regions is None else 'resnet18')
+    clf = get_classifier(train_x, train_y, nets[0].to_x, size, multi_label, meta, arch, device)
+    calls, real = torch.full(test_y.shape, float('nan')), {}
+    for target, chosen in real_rows.items():
+        moments = Moments()
+        for r in chosen.split(batch_size):
+            call, features = classify(clf, nets[0].to_x(test_x[r].to(device)), multi_label)
+            moments.add(features)
+            calls[r] = call.float().cpu()
+        real[target] = [moments.stats()]
+        if inception_net:
+            name = '_'.join(filter(None, (meta['dataset'], split, target)))
+            real[target].append(real_stats(test_x, chosen, nets[0], inception_net, name, device))
+    has = torch.where(test_y > 0, calls, torch.nan).nanmean(0)
+    recall, balanced = has, (has + torch.where(test_y == 0, 1 - calls, torch.nan).nanmean(0)) / 2
 
     # the translations
-    generator, results, pictures, n_done = torch.Generator().manual_seed(seed), [], {}, 0
-    n_total = sum(len(without(name)) for row in rows for name in row['targets'])
-    t0 = t_log = time.time()
-    for row in rows:
-        net, fake, fake_inception, accuracy, measures = row['net'], Moments(), Moments(), {}, {}
-        row['hits'] = torch.full((len(test_x), len(attrs_all)), float('nan'))
-        for name in row['targets']:
-            col, r0, measured = attrs_all.index(name), without(name)[0], {}
-            for r in without(name).split(batch_size):
-                x, y = batch(net, r)
-                x_fake, (A,) = net.maps(x, y, name)
-                pixels = to_uint8(x_fake)
-                x_fake = pixels / 127.5 - 1  # measured is what a PNG would keep
-                if save_images:
-                    folder = os.path.join(out_dir, 'images', row['label'], name)
-                    os.makedirs(folder, exist_ok=True)
-                    for k, image in zip((r - (r0 if uag else 0)).tolist(), x_fake):
-                        to_image(image).save(os.path.join(folder, f'{k:06d}.png'))
-                calls, features = classify(clf, x_fake, multi_label)
-                row['hits'][r, col] = calls[:, col].float().cpu()
-                fake.add(features)
-                if weights:
-                    fake_inception.add(inception_features(inception_net, pixels))
-                if masks is not None:
-                    m = net.to_x(255 * masks[r, col][..., None].to(device))[:, 0] > 1 / 255 - 1  # half of its pixels
-                    for k, v in measure(x, x_fake, A, m, net.tau).items():
-                        measured.setdefault(k, []).append(v)
-                shades = overlay(x, torch.zeros(len(x), 1, 1, device=device) if A is None else A)
-                pictures.setdefault((row['name'], name), [t[:n_rows].cpu() for t in (x, x_fake, shades)])
-                n_done += len(r)
-                if time.time() - t_log > 5:
-                    t_log = time.time()
-                    rate = n_done / (t_log - t0)
-                    print(f"{row['name']}: {n_done:,}/{n_total:,} translations | {rate:.0f} images/s | "
-                          f'eta {(n_total - n_done) / rate:.0f}s', flush=True)
-            accuracy[name] = row['hits'][:, col].nanmean().item()
-            measures[name] = {k: torch.cat(v).nanmean().item() for k, v in measured.items()}
-        stats = real[row['real']].stats(), fake.stats()
-        result = dict(
-            label=row['name'], ckpt=row['path'], iter=row['c']['iter'], g_args=row['c']['g_args'],
-            config=row['c']['config'], accuracy=accuracy, accuracy_mean=float(np.nanmean(list(accuracy.values()))),
-            n_real=stats[0]['n'], n_fake=stats[1]['n'], measures=measures,
-            fd_clf=frechet_distance(*(s[k] for s in stats for k in ('mu', 'sigma'))))
-        result |= {k: float(np.nanmean([m[k] for m in measures.values()])) for k in measures[name]}
-        if weights:
-            result |= distances(real_inception[row['real']], fake_inception.stats(), generator, device)
-        results.append(result | cost(net, *batch(net, without(name)[:64]), name))
-
-    # seeds of one configuration are one row
-    ignored = ('seed', 'out_dir', 'resume', 'device', 'log_interval', 'sample_interval', 'ckpt_interval', 'n_samples')
-    groups = {}
-    for row, result in zip(rows, results):
-        settings = {k: v for k, v in result['config'].items() if k not in ignored}
-        key = json.dumps([row['c']['script'], row['c']['iter'], row['targets'], settings], sort_keys=True)
-        groups.setdefault(key, []).append((row, result))
-    merged = []  # (name, results, hits (N, attributes), the first seed's row)
-    for group in groups.values():
-        name = group[0][0]['name']
-        if len(group) > 1:
-            name = re.sub(r'[-_. ]+(s|seed)?$', '', os.path.commonprefix([row['name'] for row, _ in group]))
-            name = f'{name or group[0][0]["name"]} ({len(group)} seeds)'
-        hits = torch.stack([row['hits'] for row, _ in group]).mean(0)
-        merged.append((name, [result for _, result in group], hits, group[0][0]))
+    done = sum(len(images.without(name)) for group in groups for row in group['rows'] for name in row['targets'])
+    progress = Progress('translations', done)
+    for group in groups:
+        both = [evaluate_row(row, images, clf, multi_label, inception_net, real[row['real']], progress)
+                for row in group['rows']]
+        group |= dict(results=[result for result, _ in both], hits=torch.stack([hits for _, hits in both]).mean(0))
 
     # tables
-    on_real = [('real: recall', recall.tolist()), ('real: balanced accuracy', balanced.tolist())]
-    on_real = [(text, dict(zip(attrs_all, values))) for text, values in on_real]
-    on_real = [(text, [v | dict(accuracy_mean=float(np.nanmean([v[name] for name in shown])))]) for text, v in on_real]
-    flat = [(name, [r | r['accuracy'] for r in seeds]) for name, seeds, _, _ in merged]
+    flat = [(group['name'], [r | r['accuracy'] for r in group['results']]) for group in groups]
+    for text, values in (('real: recall', recall), ('real: balanced accuracy', balanced)):
+        values = dict(zip(names, values.tolist()))
+        flat.append((text, [values | dict(accuracy_mean=float(np.mean([values[name] for name in shown])))]))
     columns = [] if uag else [(name, name, 100, 1) for name in shown]
-    tables = [table('accuracy, %', columns + QUALITY, flat, on_real), table('maps', MAPS, flat),
-              table('cost', COST, flat)]
-    tables = [cells for cells in tables if cells]
-    notes = []
-    for k, (name, _, a, _) in enumerate(merged):
-        others = [(other, b) for other, _, b, _ in (merged if baseline else merged[:k])
-                  if other != name and other.startswith(baseline) and (~(a - b).isnan()).any()]
-        for other, b in others[-1:]:  # the nearest above, or the baseline
-            d, low, high = bootstrap(a, b, generator)
-            notes.append(f'{name} - {other}: {100 * d:+.1f} points of mean accuracy, '
+    tables = [table('accuracy, %', columns + QUALITY, flat), table('maps', MAPS, flat[:-2]),
+              table('cost', COST, flat[:-2])]
+    tables, notes = [cells for cells in tables if cells], []
+    for k, group in enumerate(groups):
+        others = [other for other in (groups if baseline else groups[:k]) if other is not group
+                  and baseline in ('', other['label']) and (~(group['hits'] - other['hits']).isnan()).any()]
+        for other in others[-1:]:  # the nearest above, or the baseline
+            d, low, high = bootstrap(group['hits'], other['hits'], torch.Generator().manual_seed(seed))
+            notes.append(f"{group['name']} - {other['name']}: {100 * d:+.1f} points of mean accuracy, "
                          f'95 % interval over test images {100 * low:+.1f} to {100 * high:+.1f}')
+    results = [r for group in groups for r in group['results']]
     n_real, n_fake = (' or '.join(f'{n:,}' for n in sorted({r[k] for r in results})) for k in ('n_real', 'n_fake'))
     cuda = device.startswith('cuda')
-    machine = torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} CPU threads'
+    machine = torch.cuda.get_device_name(device) if cuda else f'CPU, {torch.get_num_threads()} threads'
+    explains = '' if uag else f"maps: {cam}, a student's by the D of its teacher or of {labels[0]}; "
     notes.append(f'{n_real} real {split} images of {data_dir} at {size} px, {n_fake} translations a row, uint8 pixels; '
-                 f"last checkpoints; classifier {arch}, seed {seed}; {'' if uag else f'maps: {cam}; '}{machine}, "
+                 f'last checkpoints; classifier {arch}, seed {seed}; {explains}{machine}; '
                  f'{time.time() - t_start:.0f} s')
-    if weights:
+    if inception_net:
         few = min(min(r['n_real'], r['n_fake']) for r in results) < 2048
-        notes.append(f'FID and KID: Inception {inception_net.sha256}; KID and its deviation: subsets of at most 1,000'
+        notes.append(f'FID and KID: Inception {inception_net.sha256}; KID over subsets of min(1000, N)'
                      + (f'; {SMALL}' if few else ''))
     text = '\n\n'.join([as_text(cells) for cells in tables] + ['\n'.join(notes)])
     print('\n' + text)
 
-    # figures
-    columns, plain, mapped, names = list(dict.fromkeys(row['label'] for *_, row in merged)), [], [], []
-    for name in shown:
-        cells = {row['label']: pictures[row['name'], name] for *_, row in merged if (row['name'], name) in pictures}
-        x, blank = next(iter(cells.values()))[0] if cells else (), torch.ones(3, size, size)
-        for k in range(len(x)):
-            plain.append([x[k]] + [cells[c][1][k] if c in cells else blank for c in columns])
-            mapped.append([x[k]] + [cells[c][j][k] if c in cells else blank for c in columns for j in (1, 2)])
-            names.append(name)
-    with_maps = [text for label in columns for text in (label, 'its map')]
-    figures = [('translations.png', 'Translations', figure(['input', *columns], plain, names)),
-               ('maps.png', 'Translations and attention maps', figure(['input', *with_maps], mapped, names))]
-    if not uag:
-        cells = []
-        for name in nets[0].attrs:
-            x, y = batch(nets[0], without(name)[:1])
-            x_fake, maps = nets[0].maps(x, y, name, nets[0].stages().values())
-            cells.append([x[0], *(overlay(x, A)[0] for A in maps), x_fake[0]])
-        figures.append(('stages.png', f'Maps of every stage of {labels[0]}',
-                        figure(['input', *nets[0].stages(), 'output'], cells, nets[0].attrs)))
-    cells, names = [], []
-    for name, c_pse in pairs.items():
-        knowing = [row for *_, row in merged if name in row['targets']]
-        for k in without(name, c_pse)[:n_rows]:
-            cells.append([batch(nets[0], k[None])[0][0]])
-            names.append(f'{c_pse}, {name}')
-            for net, target in [(nets[0], c_pse)] + [(row['net'], name) for row in knowing]:
-                x, y = batch(net, k[None])
-                x_fake, (A,) = net.maps(x, y, target)
-                cells[-1] += [x_fake[0], overlay(x, torch.zeros(1, 1, 1, device=device) if A is None else A)[0]]
-    if cells:
-        header = ['input', f'{labels[0]}: c_pse', 'its map'] + [t for row in knowing for t in (row['label'], 'its map')]
-        figures.append(('pseudo.png', 'Maps of c_pse beside maps of c', figure(header, cells, names)))
-
-    # files
+    # files: figures last, they cost least to make again
     command = 'python evaluate.py ' + shlex.join(sys.argv[1:])
     versions = ', '.join(f'{m.__name__} {m.__version__}' for m in (torch, torchvision, np))
-    details = [('Command', command), ('Versions', versions), ('Settings', json.dumps(config, indent=1))]
-    details += [(f"{r['ckpt']}, iteration {r['iter']:,}", json.dumps(r['config'], indent=1)) for r in results]
-    write_file('table.txt', text + '\n')
-    write_file('table.md', '\n\n'.join(map(as_markdown, tables)) + '\n\n' + '\n'.join(f'- {n}' for n in notes) + '\n')
-    write_file('results.json', json.dumps(dict(
+    to_json = lambda v: ({k: to_json(w) for k, w in v.items()} if isinstance(v, dict) else [to_json(w) for w in v] if
+                         isinstance(v, list) else None if v != v else v)  # JSON has no NaN
+    write_file(os.path.join(out_dir, 'table.txt'), text + '\n')
+    write_file(os.path.join(out_dir, 'table.md'), '\n\n'.join(
+        [*map(as_markdown, tables), '\n'.join(f'- {note}' for note in notes)]) + '\n')
+    write_file(os.path.join(out_dir, 'results.json'), json.dumps(to_json(dict(
         command=command, config=config, device=device, versions=versions, n_test=len(test_x), attrs=shown, notes=notes,
-        clf_recall=dict(zip(attrs_all, recall.tolist())), clf_balanced_accuracy=dict(zip(attrs_all, balanced.tolist())),
-        rows=[dict(label=name, ckpts=[r['ckpt'] for r in seeds]) for name, seeds, _, _ in merged],
-        checkpoints=results), indent=1))
+        clf_recall=dict(zip(names, recall.tolist())), clf_balanced_accuracy=dict(zip(names, balanced.tolist())),
+        rows=[dict(label=g['name'], ckpts=[r['ckpt'] for r in g['results']]) for g in groups],
+        checkpoints=results)), indent=1, allow_nan=False))
+    figures = draw_figures({group['rows'][0]['label']: group['rows'][0]['net'] for group in groups}, images)
+    for name in ('translations.png', 'maps.png', 'stages.png', 'pseudo.png'):  # none may stay of an earlier run
+        if os.path.exists(os.path.join(out_dir, name)):
+            os.remove(os.path.join(out_dir, name))
     for name, _, png in figures:
-        write_file(name, png)
-    write_file('report.html', report(f"{meta['dataset']}, {size} px", tables, notes, figures, details))
+        write_file(os.path.join(out_dir, name), png)
+    details = [('Command', command), ('Versions', versions), ('Settings', json.dumps(config, indent=1))]
+    details += [(f"{path}, iteration {c['iter']:,}", json.dumps(c['config'], indent=1))
+                for path, c in zip(paths, ckpts)]
+    write_file(os.path.join(out_dir, 'report.html'),
+               report(f"{meta['dataset']}, {size} px", tables, notes, figures, details))
     print(f"\n{os.path.join(out_dir, 'report.html')} has all of this, and {', '.join(name for name, _, _ in figures)}")
+
+
+if __name__ == '__main__':
+    if not (ckpt or real_dir or fake_dir) or ckpt and (real_dir or fake_dir):
+        sys.exit('--ckpt= one or more ckpt.pt files, comma-separated; or --real_dir= and --fake_dir=')
+    if cam not in ('gradcam', 'hirescam') or split not in ('val', 'test') or (
+            clf_arch not in ('', 'resnet18', 'resnet50')):
+        sys.exit('--cam is gradcam or hirescam, --split val or test, --clf_arch resnet18 or resnet50')
+    if min(batch_size, n_rows, clf_epochs) < 1 or not 0 <= clf_lr < float('inf'):
+        sys.exit('--batch_size, --n_rows and --clf_epochs: 1 or more; --clf_lr: 0 or more')
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
+    try:
+        if not ckpt:
+            print(compare_folders(device))
+            sys.exit()
+        paths = ckpt.split(',')
+        if len({os.path.realpath(path) for path in paths}) < len(paths):
+            sys.exit(f'--ckpt={ckpt}: the same file twice')
+        ckpts = [load_ckpt(path, 'stargan', 'uag') for path in paths]
+        if len({c['kind'] for c in ckpts}) > 1:
+            sys.exit(f'--ckpt={ckpt}: StarGAN and UAG checkpoints in one list; evaluate them apart')
+        nets = []
+        for path, c, script_path in zip(paths, ckpts, (script.split(',') + [''] * len(paths))):
+            module = load_script(c, script_path, '--script')
+            try:
+                nets.append((UAG if c['kind'] == 'uag' else StarGAN)(c, module, device))
+            except (KeyError, TypeError, RuntimeError) as e:
+                sys.exit(f'{path}: made by an older version of these scripts, train again: {str(e).splitlines()[0]}')
+        if input and len(nets) > 1:
+            sys.exit('--input= goes with one checkpoint')
+        if input:
+            translate_photos(nets[0], device)
+            sys.exit()
+        for folder in (out_dir, clf_dir, stats_dir):
+            os.makedirs(folder, exist_ok=True)
+            write_file(os.path.join(folder, '.try'), '')  # now rather than after an hour
+            os.remove(os.path.join(folder, '.try'))
+        evaluate_checkpoints(nets, ckpts, paths, device)
+    except OSError as e:
+        sys.exit(f'cannot go on: {e}')

@@ -12,7 +12,8 @@ from conftest import TINY, TINY_S, make_data, run
 from PIL import Image
 
 import evaluate
-from evaluate import Moments, as_markdown, as_text, bootstrap, cost, frechet_distance, kid, measure, table, to_uint8
+from evaluate import (Moments, as_markdown, as_text, bootstrap, cost, frechet_distance, kid, measure, merge_seeds,
+                      table, to_uint8)
 from gradcam import GradCAM
 from train_student import Discriminator, Generator, overlay
 
@@ -55,7 +56,7 @@ def test_kid_is_the_double_loop_and_unbiased():
     want = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in pairs if i != j) / 72
     want -= 2 * sum(k(x[i], y[j]) for i, j in pairs) / 81
     mean, std = kid(x, y, torch.Generator().manual_seed(0))
-    assert mean == pytest.approx(want) and std == pytest.approx(0, abs=1e-12)
+    assert mean == pytest.approx(want) and np.isnan(std)  # there is one subset, the whole
     x, y = torch.randn(2, 3000, 8, dtype=torch.float64)
     mean, std = kid(x, y, torch.Generator().manual_seed(0))
     assert abs(mean) < 0.02 and 0 < std < 0.02  # the same distribution: 0 but for noise
@@ -82,6 +83,20 @@ def test_measure():
     v = measure(x[:1], x_fake[:1], 0.4 * half, m[:1], 0.1)  # an attention net's
     assert v['iou_tau'].item() == pytest.approx(1 / 3) and v['iou_half'].item() == 0 and v['soft'].item() == 0.25
     assert set(measure(x, x_fake, None, m, 0.1)) == {'leak', 'object'}  # no attention
+
+
+def test_merge_seeds_names_rows():
+    def row(label, seed=0, target=None, lr=1.0):
+        return dict(label=label, name=f'{label} -> {target}' if target else label, targets=[target],
+                    c=dict(script='t.py', iter=1, config=dict(seed=seed, out_dir=label, lr=lr)))
+    names = lambda *rows: [group['name'] for group in merge_seeds(rows)]
+    assert names(row('T', lr=3.0), row('S-s10', 10), row('S-s11', 11)) == ['T', 'S (2 seeds)']
+    assert names(row('S-att10-s0'), row('S-att10-s1', 1)) == ['S-att10 (2 seeds)']
+    assert names(row('a'), row('b', lr=2.0)) == ['a', 'b']
+    uag = [row(label, seed, target) for seed, label in enumerate(('u_0', 'u_1')) for target in 'xy']
+    assert names(*uag) == ['u -> x (2 seeds)', 'u -> y (2 seeds)']
+    assert names(row('0_with', 0), row('1_with', 1), row('0_no', 0, lr=2.0), row('1_no', 1, lr=2.0)) == [
+        '0_with (2 seeds)', '0_no (2 seeds)']  # nothing in common: the first one's name
 
 
 def test_small_maps_are_enlarged():
@@ -115,7 +130,7 @@ def test_bootstrap():
 
 
 def test_table_merges_seeds_and_leaves_out_empty_columns():
-    groups = [('one', [dict(a=0.5)]), ('two', [dict(a=0.1), dict(a=0.3)])]
+    groups = [('one', [dict(a=0.5, b=float('nan'))]), ('two', [dict(a=0.1), dict(a=0.3)])]
     rows = table('x', [('A', 'a', 100, 1), ('B', 'b', 1, 2)], groups)
     assert rows == [['x', 'A'], ['one', '50.0'], ['two', '20.0 ± 14.1']]
     assert as_text(rows).splitlines()[1] == 'one         50.0'
@@ -189,8 +204,46 @@ def test_seeds_are_merged_and_differences_have_an_interval(teacher, runs, tmp_pa
         assert Image.open(tmp_path / f'e/{name}.png').width > 300
     assert Image.open(tmp_path / 'e/stages.png').height == 20 + 3 * 100  # a row for each attribute
     assert not [name for name in os.listdir(tmp_path / 'e') if 'tmp' in name or name.startswith('.')]
-    assert 'translations a row' in run('evaluate.py', f'--ckpt={teacher}/ckpt.pt', f'--out_dir={tmp_path}/v',
-                                       f'--clf_dir={tmp_path}/clf', '--split=val', *COMMON)
+    common = [f'--ckpt={teacher}/ckpt.pt,{runs}/s_0/ckpt.pt,{runs}/t_a/ckpt.pt', f'--out_dir={tmp_path}/e',
+              f'--clf_dir={tmp_path}/clf', *COMMON]
+    out = run('evaluate.py', *common, f'--baseline={teacher.name}', '--split=val', '--n_rows=1')  # replaces the above
+    assert f's_0 - {teacher.name}: ' in out and f't_a - {teacher.name}: ' in out and 't_a - s_0' not in out
+    assert 'val images' in out and Image.open(tmp_path / 'e/maps.png').height == 20 + 3 * 100
+    assert 'no row of that name' in run('evaluate.py', *common, '--baseline=s', ok=False)
+    assert 'twice' in run('evaluate.py', f'--ckpt={teacher}/ckpt.pt,{teacher}/ckpt.pt', *COMMON, ok=False)
+
+
+def test_regions_at_a_smaller_size_and_an_attribute_that_all_have(tmp_path):
+    data = make_data(str(tmp_path / 'data'), 'a,b,c')
+    y = np.load(f'{data}/test_y.npy')
+    y[:, 2] = 1
+    np.save(f'{data}/test_y.npy', y)
+    m = np.zeros((24, 3, 16, 16), np.uint8)
+    m[:, 0, 3:6, 2:7] = 1  # at 8 px: pixels 2 to 5 of rows 4 and 5 are full, row 3 is half of its pixel: not more
+    np.save(f'{data}/test_m.npy', m)
+    run('train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', '--image_size=8', *TINY)
+    out = run('evaluate.py', f'--ckpt={tmp_path}/t/ckpt.pt', f'--out_dir={tmp_path}/e', f'--clf_dir={tmp_path}/clf',
+              *COMMON)
+    assert 'left out, every test image has it: c' in out
+    r = json.loads((tmp_path / 'e/results.json').read_text())['checkpoints'][0]
+    assert set(r['accuracy']) == {'a', 'b'} and r['measures']['b']['energy'] is None  # b's region is nowhere
+    assert r['measures']['b']['dead'] < 1
+    c = torch.load(tmp_path / 't/ckpt.pt', weights_only=True)
+    G, D = Generator(**c['g_args']), Discriminator(**c['d_args'])
+    G.load_state_dict(c['G']), D.load_state_dict(c['D'])
+    rows = (y[:, 0] == 0).nonzero()[0]
+    x = torch.from_numpy(np.load(f'{data}/test_x.npy')[rows]).permute(0, 3, 1, 2).float()
+    x = torch.nn.functional.avg_pool2d(x, 2) / 127.5 - 1
+    target = torch.from_numpy(y[rows]).float()
+    target[:, 0], target[:, 1] = 1, 0  # a and b are exclusive
+    hook = GradCAM(G.res[-1])
+    x_fake = G(x, target)
+    A = hook(D(x_fake)[1][:, 0])
+    at_8px = torch.zeros(len(rows), 8, 8, dtype=torch.bool)
+    at_8px[:, 2, 1:3] = True  # half of pixel (2, 3) only, half of row 1
+    want = measure(x, to_uint8(x_fake.detach()) / 127.5 - 1, A, at_8px, 0)
+    for k in ('energy', 'iou', 'leak'):
+        assert r['measures']['a'][k] == pytest.approx(want[k].nanmean().item(), rel=1e-4), k
 
 
 def test_pseudo_maps_are_scored_by_the_teachers_class(runs, data, tmp_path):

@@ -1,5 +1,6 @@
 """FID and KID of evaluate.py: the Inception net against a plain reimplementation, files, folders, the command."""
 
+import json
 import os
 import types
 import urllib.error
@@ -241,10 +242,10 @@ def test_distances():
         return moments.stats()
 
     x = torch.randn(60, 12, generator=torch.Generator().manual_seed(0)).double()
-    measured = [distances(stats(x), stats(x + d), torch.Generator().manual_seed(0), 'cpu') for d in (0.1, 1)]
+    measured = [distances(stats(x), stats(x + d), 'cpu') for d in (0.1, 1)]
     assert [m['fid'] for m in measured] == pytest.approx([12 * 0.1 ** 2, 12])
     assert measured[0]['kid'] < measured[1]['kid']
-    assert 'kid' not in distances(dict(stats(x), features=None), stats(x), torch.Generator(), 'cpu')
+    assert 'kid' not in distances(dict(stats(x), features=None), stats(x), 'cpu')
 
 
 def test_folders(net, folders, weights, tmp_path):
@@ -276,3 +277,24 @@ def test_folder_mistakes(folders, weights, tmp_path):
     for name in ('empty', 'one', 'missing', 'missing.npz'):
         assert f'{tmp_path}/{name}' in run('evaluate.py', *common, f'--fake_dir={tmp_path}/{name}', ok=False)
     assert 'cut/1.png' in run('evaluate.py', *common, f'--fake_dir={tmp_path}/cut', ok=False)
+
+
+def test_tables_with_fid(teacher, weights, tmp_path):
+    """FID and KID of a checkpoint's translations are those of the same images in two folders."""
+    args = ['evaluate.py', f'--ckpt={teacher}/ckpt.pt', f'--inception={weights}', '--device=cpu', '--clf_epochs=1',
+            f'--out_dir={tmp_path}/e', f'--clf_dir={tmp_path}/clf', f'--stats_dir={tmp_path}/stats',
+            '--save_images=True']
+    out = run(*args)
+    assert 'FID' in out and 'KID x100' in out and 'below 2,048 images' in out and 'not the published weights' in out
+    r = json.loads((tmp_path / 'e/results.json').read_text())['checkpoints'][0]
+    c = torch.load(teacher / 'ckpt.pt', weights_only=True)
+    os.makedirs(tmp_path / 'real')
+    for k, x in enumerate(np.load(os.path.join(c['config']['dataset'], 'test_x.npy'))):
+        Image.fromarray(x).save(tmp_path / f'real/{k:02d}.png')
+    out = run('evaluate.py', f'--real_dir={tmp_path}/real', f'--fake_dir={tmp_path}/e/images/{teacher.name}',
+              f'--inception={weights}', '--device=cpu')
+    assert f'FID {r["fid"]:.3f} | KID x100 {100 * r["kid"]:.4f}' in out
+    kept, = os.listdir(tmp_path / 'stats')
+    before = (tmp_path / 'stats' / kept).stat().st_mtime_ns
+    run(*args)
+    assert (tmp_path / 'stats' / kept).stat().st_mtime_ns == before  # read, not made again

@@ -335,7 +335,7 @@ def test_evaluate_both_directions_with_and_without_attention(data, runs, tmp_pat
     out = run(*args, threads=1)
     r = json.loads((tmp_path / 'e/results.json').read_text())['checkpoints']
     assert [(c['label'], c['n_fake'], c['n_real']) for c in r] == [
-        ('whole ->blue', 2, 3), ('whole ->red', 3, 2), ('plain ->blue', 2, 3), ('plain ->red', 3, 2)]
+        ('whole -> blue', 2, 3), ('whole -> red', 3, 2), ('plain -> blue', 2, 3), ('plain -> red', 3, 2)]
     for c in r:
         assert 0 <= c['accuracy_mean'] <= 1 and c['leak'] > 0 and c['object'] > 0
         assert (0 < c['iou_tau'] <= 1 and 0 <= c['soft'] <= 1) if 'whole' in c['label'] else 'iou_tau' not in c
