@@ -628,7 +628,7 @@ def evaluate_row(row, images, clf, multi_label, inception_net, real, progress):
 
 
 def merge_seeds(rows):
-    """Rows -> groups that differ in the seed, and where and how often a run writes, only: dicts of name, label, rows."""
+    """Rows -> groups that differ in the seed, and in where and how often a run writes: dicts of name, label, rows."""
     ignored = ('seed', 'out_dir', 'resume', 'device', 'log_interval', 'sample_interval', 'ckpt_interval', 'n_samples')
     by_config, groups = {}, []
     for row in rows:

@@ -64,6 +64,8 @@ beta2 = 0.999  # Adam
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
 dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; the penalty stays in float32
+compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes to
+#   start, and the steps were slower by a third
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
 # -----------------------------------------------------------------------------
 config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
@@ -149,6 +151,17 @@ class Discriminator(nn.Module):
         return self.src(h), self.cls(h).flatten(1)
 
 
+def no_zeros(D):
+    """-> D with its leaky ReLUs written out: same values and gradients, bit for bit, but a cheaper gradient penalty.
+
+    Autograd has zeros for the second derivative of F.leaky_relu, and the penalty then takes them back through all of D.
+    """
+    for m in D.modules():
+        if isinstance(m, nn.LeakyReLU):
+            m.forward = lambda x, slope=m.negative_slope: torch.where(x > 0, x, slope * x)
+    return D
+
+
 # data
 
 
@@ -229,8 +242,8 @@ def label_effect(G, x, c, multi_label):
 
 def gradient_penalty(D, x_real, x_fake, alpha):
     """WGAN-GP: E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake; alpha: (B, 1, 1, 1)."""
-    x_hat = (alpha * x_real + (1 - alpha) * x_fake).detach().requires_grad_()
-    grad, = torch.autograd.grad(D(x_hat)[0].sum(), x_hat, create_graph=True)
+    x_hat = (alpha * x_real + (1 - alpha) * x_fake).detach()
+    grad = torch.func.grad(lambda x: D(x)[0].sum())(x_hat)  # as autograd.grad, and torch.compile can trace it
     return ((grad.flatten(1).norm(dim=1) - 1) ** 2).mean()  # .norm(): sqrt(sum g^2) has a NaN gradient at g = 0
 
 
@@ -239,6 +252,27 @@ def cls_loss(out_cls, c, multi_label):
     if multi_label:
         return F.binary_cross_entropy_with_logits(out_cls, c, reduction='sum') / len(c)
     return F.cross_entropy(out_cls, c)  # c is one-hot, that is, the probabilities
+
+
+def losses_of_D(D, x_real, x_fake, c_org, alpha, multi_label, bf16):
+    """The terms of eq. (4): real, fake, cls, gp. Images (B, 3, S, S), labels (B, c_dim); alpha as in gradient_penalty.
+
+    bf16: D runs in bfloat16, but in the penalty, the norm of whose gradient would change by 0.3 %.
+    """
+    with torch.autocast(x_real.device.type, torch.bfloat16, enabled=bf16):
+        out_src, out_cls = D(torch.cat([x_real, x_fake]))  # no norm in D: images do not mix
+    src_real, src_fake = out_src.float().chunk(2)
+    loss_cls = cls_loss(out_cls[:len(x_real)].float(), c_org, multi_label)
+    return -src_real.mean(), src_fake.mean(), loss_cls, gradient_penalty(D, x_real, x_fake.float(), alpha)
+
+
+def losses_of_G(G, D, x_real, x_fake, c_org, c_trg, multi_label, bf16):
+    """The terms of eq. (5) for x_fake = G(x_real, c_trg): fake, rec, cls."""
+    with torch.autocast(x_real.device.type, torch.bfloat16, enabled=bf16):
+        out_src, out_cls = D(x_fake)
+        x_rec = G(x_fake, c_org)
+    loss_cls = cls_loss(out_cls.float(), c_trg, multi_label)
+    return -out_src.float().mean(), (x_real - x_rec).abs().mean(), loss_cls
 
 
 # checkpoints
@@ -378,12 +412,16 @@ if __name__ == '__main__':
     g_args = dict(conv_dim=conv_dim, c_dim=c_dim, n_blocks=n_blocks)
     d_args = dict(image_size=image_size, conv_dim=d_conv_dim, c_dim=c_dim, n_layers=d_n_layers)
     try:
-        G, D = Generator(**g_args).to(device), Discriminator(**d_args).to(device)
+        G, D = Generator(**g_args).to(device), no_zeros(Discriminator(**d_args).to(device))
     except ValueError as e:
         sys.exit(str(e))
-    opt_G = torch.optim.Adam(G.parameters(), lr, (beta1, beta2))
-    opt_D = torch.optim.Adam(D.parameters(), lr, (beta1, beta2))
-    autocast = torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
+    fused = device_type == 'cuda' or None  # one kernel for all weights; None: as PyTorch does by itself
+    opt_G, opt_D = (torch.optim.Adam(net.parameters(), lr, (beta1, beta2), fused=fused) for net in (G, D))
+    bf16 = dtype == 'bfloat16'
+    autocast = torch.autocast(device_type, torch.bfloat16, enabled=bf16)
+    G_fast = G
+    if compile:
+        G_fast, losses_of_D, losses_of_G = map(torch.compile, (G, losses_of_D, losses_of_G))
 
     ckpt_path, start = os.path.join(out_dir, 'ckpt.pt'), 0
     resumed = os.path.exists(ckpt_path)
@@ -396,6 +434,8 @@ if __name__ == '__main__':
         if ckpt['script'] != os.path.basename(__file__):
             sys.exit(f"{ckpt_path} was made by {ckpt['script']}")
         for name, obj in (('G', G), ('D', D), ('opt_G', opt_G), ('opt_D', opt_D)):
+            if name.startswith('opt'):
+                ckpt[name]['param_groups'][0]['fused'] = fused  # the device may be another one than then
             obj.load_state_dict(ckpt[name])
         torch.set_rng_state(ckpt['rng'])
         if device_type == 'cuda' and ckpt['rng_cuda'] is not None:
@@ -461,15 +501,11 @@ if __name__ == '__main__':
 
         # 2. discriminator, eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)
         train_G = (it + 1) % n_critic == 0
-        with autocast:
-            with torch.set_grad_enabled(train_G):  # G stays as it is until step 3, which uses the same images
-                x_fake = G(x_real, c_trg)
-            out_src, out_cls = D(torch.cat([x_real, x_fake.detach()]))
-        src_real, src_fake = out_src.float().chunk(2)
-        d_loss_real, d_loss_fake = -src_real.mean(), src_fake.mean()
-        d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
+        with autocast, torch.set_grad_enabled(train_G):  # G stays as it is until step 3, which uses the same images
+            x_fake = G_fast(x_real, c_trg)
         alpha = torch.rand(batch_size, 1, 1, 1, device=device)
-        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), alpha)  # in float32 always
+        d_loss_real, d_loss_fake, d_loss_cls, d_loss_gp = losses_of_D(
+            D, x_real, x_fake.detach(), c_org, alpha, multi_label, bf16)
         d_loss = d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp
         opt_D.zero_grad()
         d_loss.backward()
@@ -479,12 +515,8 @@ if __name__ == '__main__':
         # 3. generator, eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - G(x_fake, c_org)|_1
         if train_G:
             D.requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
-            with autocast:
-                out_src, out_cls = D(x_fake)
-                x_rec = G(x_fake, c_org)
-            g_loss_fake = -out_src.float().mean()
-            g_loss_cls = cls_loss(out_cls.float(), c_trg, multi_label)
-            g_loss_rec = (x_real - x_rec).abs().mean()
+            g_loss_fake, g_loss_rec, g_loss_cls = losses_of_G(
+                G, D, x_real, x_fake, c_org, c_trg, multi_label, bf16)
             g_loss = g_loss_fake + lambda_rec * g_loss_rec + lambda_cls * g_loss_cls
             opt_G.zero_grad()
             g_loss.backward()

@@ -74,6 +74,7 @@ beta2 = 0.999  # Adam
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
 dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; maps and images stay in float32
+compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
 # -----------------------------------------------------------------------------
 config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
@@ -404,9 +405,13 @@ if __name__ == '__main__':
     nets |= {name: init_weights(Discriminator(**d_args)).to(device) for name in ('D_s', 'D_t')}
     nets |= {name: init_weights(Attention(**a_args)).to(device) if attention else None for name in ('A_s', 'A_t')}
     # the generators and the attention nets share a loss, and an optimiser
-    opt_G = torch.optim.Adam([p for k, net in nets.items() if k[0] in 'GA' and net for p in net.parameters()],
-                             lr, (beta1, beta2))
-    opt_D = torch.optim.Adam([p for k in 'st' for p in nets['D_' + k].parameters()], lr, (beta1, beta2))
+    fused = device_type == 'cuda' or None  # one kernel for all weights; None: as PyTorch does by itself
+    opt_G, opt_D = (torch.optim.Adam([p for k, net in nets.items() if k[0] in of and net for p in net.parameters()],
+                                     lr, (beta1, beta2), fused=fused) for of in ('GA', 'D'))
+    if compile:
+        g_losses = torch.compile(g_losses)
+        for k in 'st':
+            nets['D_' + k].compile()  # not d_losses: its pools draw lots
     pools = {k: Pool(pool_size) for k in 'st'}  # by what the fakes should be
     autocast = torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
 
@@ -421,6 +426,8 @@ if __name__ == '__main__':
         if other:
             sys.exit(f"{ckpt_path} has {'; '.join(other)}")
         for name, obj in (*nets.items(), ('opt_G', opt_G), ('opt_D', opt_D)):
+            if name.startswith('opt'):
+                ckpt[name]['param_groups'][0]['fused'] = fused  # the device may be another one than then
             if obj:
                 obj.load_state_dict(ckpt[name])
         for k, pool in pools.items():
