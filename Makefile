@@ -1,9 +1,9 @@
 # make demo       a teacher, a student without and one with attention loss, compared: 10 minutes on 2 CPU cores
-# make demo-uag   attention-guided translation of drawn fruit and its two ablations: 10 minutes on 2 CPU cores
+# make demo-uag   attention-guided translation of drawn fruit and its two ablations: 6 minutes on 2 CPU cores
 # make test       the test suite
-# make bench      speed of the training steps: 8 minutes on 2 CPU cores, in out/bench/
-# make table1 table2 table3 table4 ablation     the paper's experiments, on CelebA and a GPU unless told otherwise: see below
-# Each starts from a fresh clone, and picks up where it was when run again.
+# make bench      speed of the training steps and of evaluate.py: 10 minutes on 2 CPU cores, in out/bench/
+# make table1 table2 table3 table4 ablation   the paper's experiments, on prepared data and a GPU: see below
+# The demos and tests start from a fresh clone; demos and tables pick up where they were when run again.
 # `rm -rf out/demo out/demo-uag` starts the demos over.
 
 PY := .venv/bin/python

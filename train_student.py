@@ -14,7 +14,7 @@ the teacher's unless given.
     python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=0 --out_dir=out/s0     # S without
     python train_student.py --teacher=out/teacher/ckpt.pt --conv_dim=16 --n_blocks=1 --out_dir=out/slite    # S-Lite
     python train_student.py --teacher=out/hair/ckpt.pt --attrs=Brown_Hair,Gray_Hair,Bald,Straight_Hair \
-        --pseudo=Black_Hair,Blond_Hair,Wearing_Hat,Wavy_Hair                                  # Table 3
+        --pseudo=Black_Hair,Blond_Hair,Wearing_Hat,Wavy_Hair --out_dir=out/pseudo              # Table 3
 
 Writes out_dir/ckpt.pt (evaluate.py reads it), log.txt, samples/ and a copy of this script.
 """
@@ -81,7 +81,7 @@ beta1 = 0.5  # Adam
 beta2 = 0.999  # Adam
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
-dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; penalty and D_teacher stay in float32
+dtype = 'float32'  # 'bfloat16' runs the nets under autocast; penalty and D_teacher stay in float32 (GPU: cuDNN's TF32)
 compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes to
 #   start, and the steps were slower by a third
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
@@ -170,7 +170,7 @@ class Discriminator(nn.Module):
 
 
 def no_zeros(D):
-    """-> D with its leaky ReLUs written out: same values and gradients, bit for bit, but a cheaper gradient penalty.
+    """-> D with its leaky ReLUs written out: same values and gradients, bit for bit, in fewer steps.
 
     Autograd has zeros for the second derivative of F.leaky_relu, and the penalty then takes them back through all of D.
     """
@@ -461,7 +461,7 @@ if __name__ == '__main__':
     names = meta['attrs'] if attrs == 'all' else [name for name in attrs.split(',') if name]
     c_dim, multi_label = len(names), meta['label'] == 'multi'
     exclusive = [[names.index(n) for n in group if n in names] for group in meta['exclusive']]
-    exclusive += [] if multi_label else [list(range(c_dim))]
+    exclusive = exclusive if multi_label else [list(range(c_dim))]
     if not multi_label and c_dim == 1:
         sys.exit(f'--attrs={attrs}: one class of {data_dir}, nothing to translate to: name more')
     if meta['image_size'] % image_size or image_size % 4 or image_size < 8:
@@ -568,7 +568,7 @@ if __name__ == '__main__':
         changed = [f'{k}={v!r} was {ckpt["config"].get(k)!r}' for k, v in config.items() if v != ckpt['config'].get(k)]
         changed += ['the script itself'] if ckpt['source'] != source else []
         changed += [f'--init_from is not used, {ckpt_path} goes on'] if init_from else []
-        log(f"resumed; changed: {', '.join(changed)}")
+        log(f"resumed; changed: {', '.join(changed) or 'nothing'}")
     elif init:
         log(f"started from {init_from}: G {init['g_args']}, D {init['d_args']}; {copied}")
 
@@ -602,7 +602,7 @@ if __name__ == '__main__':
         # 2. discriminator, eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)
         train_G = (it + 1) % n_critic == 0
         with autocast, torch.set_grad_enabled(train_G):  # G stays as it is until step 3, which uses the same images
-            # torch.compile has no second derivatives, which the student's map needs
+            # a compiled forward cannot be differentiated twice from outside, as the student's map needs
             x_fake = (G if train_G and lambda_att > 0 else G_fast)(x_real, c_trg)
         alpha = torch.rand(batch_size, 1, 1, 1, device=device)
         d_loss_real, d_loss_fake, d_loss_cls, d_loss_gp = losses_of_D(

@@ -63,7 +63,7 @@ beta1 = 0.5  # Adam
 beta2 = 0.999  # Adam
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
-dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; the penalty stays in float32
+dtype = 'float32'  # 'bfloat16' runs the nets under autocast; the penalty stays in float32 (GPU: cuDNN's TF32)
 compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes to
 #   start, and the steps were slower by a third
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
@@ -152,7 +152,7 @@ class Discriminator(nn.Module):
 
 
 def no_zeros(D):
-    """-> D with its leaky ReLUs written out: same values and gradients, bit for bit, but a cheaper gradient penalty.
+    """-> D with its leaky ReLUs written out: same values and gradients, bit for bit, in fewer steps.
 
     Autograd has zeros for the second derivative of F.leaky_relu, and the penalty then takes them back through all of D.
     """
@@ -373,7 +373,7 @@ if __name__ == '__main__':
     names = meta['attrs'] if attrs == 'all' else [name for name in attrs.split(',') if name]
     c_dim, multi_label = len(names), meta['label'] == 'multi'
     exclusive = [[names.index(n) for n in group if n in names] for group in meta['exclusive']]
-    exclusive += [] if multi_label else [list(range(c_dim))]
+    exclusive = exclusive if multi_label else [list(range(c_dim))]
     if not multi_label and c_dim == 1:
         sys.exit(f'--attrs={attrs}: one class of {data_dir}, nothing to translate to: name more')
     init = load_ckpt(init_from, 'stargan') if init_from and ',' not in init_from else None
@@ -469,7 +469,7 @@ if __name__ == '__main__':
         changed = [f'{k}={v!r} was {ckpt["config"].get(k)!r}' for k, v in config.items() if v != ckpt['config'].get(k)]
         changed += ['the script itself'] if ckpt['source'] != source else []
         changed += [f'--init_from is not used, {ckpt_path} goes on'] if init_from else []
-        log(f"resumed; changed: {', '.join(changed)}")
+        log(f"resumed; changed: {', '.join(changed) or 'nothing'}")
     elif init:
         log(f"started from {init_from}: G {init['g_args']}, D {init['d_args']}; {copied}")
 

@@ -73,7 +73,7 @@ beta1 = 0.5  # Adam
 beta2 = 0.999  # Adam
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
-dtype = 'float32'  # 'bfloat16' runs the nets under autocast: about half the time; maps and images stay in float32
+dtype = 'float32'  # 'bfloat16' runs the nets under autocast, faster; maps and images stay in float32
 compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
 # -----------------------------------------------------------------------------
@@ -423,6 +423,7 @@ if __name__ == '__main__':
             sys.exit(f'{ckpt_path} exists: --resume=True to go on with it, or another --out_dir')
         ckpt = load_ckpt(ckpt_path, 'uag')
         other = [f'{k} {ckpt[k]}, not {v}' for k, v in shape.items() if ckpt[k] != v]
+        other += [f"been made by {ckpt['script']}"] if ckpt['script'] != os.path.basename(__file__) else []
         if other:
             sys.exit(f"{ckpt_path} has {'; '.join(other)}")
         for name, obj in (*nets.items(), ('opt_G', opt_G), ('opt_D', opt_D)):
@@ -460,7 +461,11 @@ if __name__ == '__main__':
     log(f"s: {n_images['s']:,} {domains[0]}, t: {n_images['t']:,} {domains[1]} training images of {data_dir} "
         f'({load_size} px) at {image_size} px')
     log(f'columns of the grids: input, map, foreground, translation, cycle; rows: {domains[0]}, then {domains[1]}')
-    log(f"iteration {start} of {max_iters}, {epoch_iters} an epoch{' (resumed)' if start else ''}")
+    log(f'iteration {start} of {max_iters}, {epoch_iters} an epoch')
+    if start:
+        changed = [f'{k}={v!r} was {ckpt["config"].get(k)!r}' for k, v in config.items() if v != ckpt['config'].get(k)]
+        changed += ['the script itself'] if ckpt['source'] != source else []
+        log(f"resumed; changed: {', '.join(changed) or 'nothing'}")
 
     loss_names = ['D_s real', 'D_s fake', 'D_t real', 'D_t fake', 'G st', 'G ts', 'G cyc_s', 'G cyc_t']
     loss_names += ['G idt_s', 'G idt_t'] if lambda_idt else []

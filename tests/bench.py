@@ -9,6 +9,7 @@ Measures the training steps: iterations/s, ms of D and G step, peak memory, FLOP
 One table on the screen and all figures in out_dir/bench.json (scaling.json). On two CPU cores 8 minutes, at 64 px with
 small nets; on a GPU the paper's nets and sizes, and a good part of the time is torch.compile's. Times are medians over
 repeats, the spread is (max - min) / median. x is the speed over the first row of its script, at the same n_critic.
+FLOP/s are those of the script's step in every row, so useful ones.
 Losses and nets are the scripts' own; only the loop around them is repeated here. The images are noise: time does not
 depend on what they show. Reading images is measured apart, from a memory map like those of prepare.py.
 

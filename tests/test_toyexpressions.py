@@ -51,12 +51,16 @@ def test_what_is_written(made, toy):
     for split, n in meta['counts'].items():
         x, y = a[f'{split}_x.npy'], a[f'{split}_y.npy']
         assert x.shape == (n, 32, 32, 3) and x.dtype == y.dtype == np.uint8
-        assert np.array_equal(y, np.tile(np.eye(8), (n // 8, 1)))  # one-hot, every person with each
+        assert (y.sum(1) == 1).all() and (y.sum(0) == n // 8).all()
+        image = np.argsort(toy.row_of(np.arange(n), split, n))  # of each row
+        assert np.array_equal(y, np.eye(8)[image % 8]) and sorted(image) == list(range(n))  # every person with each
+        assert split != 'test' or (np.diff(image // 8) != 0).all()  # neighbours are other people
     for split in ('val', 'test'):
         share = a[f'{split}_m.npy'].mean((2, 3))
         assert a[f'{split}_m.npy'].max() == 1 and share.min() > .05 and share.max() < .5
     x, y, m = toy.draw_face(13, 'test', 32)
-    assert np.array_equal(a['test_x.npy'][13], x) and np.array_equal(a['test_m.npy'][13], m) and y[13 % 8] == 1
+    row = toy.row_of(13, 'test', 16)
+    assert np.array_equal(a['test_x.npy'][row], x) and np.array_equal(a['test_m.npy'][row], m) and y[13 % 8] == 1
 
 
 def test_people(made, toy):

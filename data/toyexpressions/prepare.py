@@ -1,7 +1,8 @@
 """
 Draws the toyexpressions set: cartoon people, each with the eight expressions of RaFD. No download.
 
-Image i of a split is person i // 8 with expression i % 8; no person is in two splits. A person is a head, skin, hair,
+Image i of a split is person i // 8 with expression i % 8, of val and test in an order in which neighbours are other
+people; no person is in two splits. A person is a head, skin, hair,
 eyes, nose, perhaps glasses, background and light; an image adds a little of its own: pose, gaze, how strong the
 expression is. An expression is made with brows, eyes and mouth and touches nothing outside their areas:
 draw_face(..., expression=...) draws the same photo with another one. Persons and images have their own random streams
@@ -379,6 +380,11 @@ def start_worker():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def row_of(i, split, n):
+    """Where image i of the n of a split goes: training images in order, others so that neighbours are other people."""
+    return i if split == 'train' else (i % 8 - i // 8) % 8 * (n // 8) + i // 8
+
+
 def temporary(folder, name):
     """Where an array grows until it is complete."""
     return os.path.join(folder, f'.{name}.tmp')
@@ -445,10 +451,16 @@ if __name__ == '__main__':
         jobs = [(split, lo, min(lo + 40, n)) for split, n in counts.items() for lo in range(0, n, 40)]
         n_workers = min(workers or os.cpu_count() or 1, len(jobs))
         pool = ProcessPoolExecutor(n_workers, initializer=start_worker) if n_workers > 1 else None
+        done, said = 0, time.time()
         draw = functools.partial(draw_faces, image_size=image_size, seed=seed)
         for (split, lo, hi), drawn in zip(jobs, (pool.map if pool else map)(draw, jobs)):
             for f, a in drawn.items():
-                arrays[f][lo:hi] = a
+                arrays[f][row_of(np.arange(lo, hi), split, counts[split])] = a
+            done += hi - lo
+            if time.time() - said > 2:
+                said, rate = time.time(), done / (time.time() - t0)
+                eta = (sum(counts.values()) - done) / rate
+                print(f'{done}/{sum(counts.values())} images | {rate:.0f}/s | eta {eta:.0f} s', flush=True)
 
         meta = {'dataset': 'toyexpressions', 'label': 'single', 'image_size': image_size, 'attrs': ATTRS,
                 'exclusive': [ATTRS], 'counts': counts,
