@@ -454,3 +454,26 @@ def test_a_disk_that_fills_up_during_training_keeps_the_last_checkpoint(world, t
     now = snapshot(w)
     changed = {name for name in before | now if before.get(name) != now.get(name)} - {f'{out}/log.txt'}
     assert all(name.startswith(f'{out}/samples/') for name in changed), changed
+
+
+# os.scandir as a user meets it who may not read the folder: tests may run as root, whom nothing is closed to
+CLOSED = """
+import os, runpy, sys
+scandir, closed, sys.argv = os.scandir, sys.argv[1], sys.argv[2:]
+def guarded(path='.'):
+    if os.path.abspath(path) == closed:
+        raise PermissionError(13, 'Permission denied', str(path))
+    return scandir(path)
+os.scandir = guarded
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('command,folder', [(CELEBA, 'celeba/img_align_celeba'), (PAIRS, 'pairs/trainA'),
+                                            (FOLDERS, 'folders/sad')], ids=['celeba', 'unpaired', 'folders'])
+def test_a_folder_that_may_not_be_read(world, tmp_path, command, folder):
+    w = tmp_path / 'w'
+    shutil.copytree(world, w)
+    before = snapshot(w)
+    said = run('-c', CLOSED, w / folder, *command.format(w=w).split(), ok=False)
+    assert 'Permission denied' in said and f'{w}/{folder}' in said and snapshot(w) == before

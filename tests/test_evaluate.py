@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torchvision
 from conftest import TINY, TINY_S, make_data, run
 from PIL import Image
 
@@ -308,8 +309,18 @@ def test_photos(teacher, tmp_path):
     assert (tmp_path / 'in/a.png').read_bytes() == before
 
 
-def test_pretrained_classifier_without_weights_says_what_to_do(teacher, tmp_path):
-    says = run('evaluate.py', f'--ckpt={teacher}/ckpt.pt', '--clf_arch=resnet50', '--device=cpu', '--inception=none',
-               f'--out_dir={tmp_path}/e', f'--clf_dir={tmp_path}/clf', ok=False,
-               env=dict(TORCH_HOME=str(tmp_path), https_proxy='http://127.0.0.1:9'))
-    assert '--clf_pretrained=False' in says and 'resnet50' in says
+def test_pretrained_classifier(teacher, tmp_path):
+    args = ['evaluate.py', f'--ckpt={teacher}/ckpt.pt', '--device=cpu', '--inception=none', '--clf_arch=resnet50',
+            '--clf_epochs=1', f'--out_dir={tmp_path}/e', f'--clf_dir={tmp_path}/clf']
+    env = dict(TORCH_HOME=str(tmp_path), https_proxy='http://127.0.0.1:9')
+    says = run(*args, ok=False, env=env)  # no weights, no network: what to do
+    assert '--clf_pretrained=False' in says and 'resnet50' in says and f'{tmp_path}/hub/checkpoints' in says
+    weights = tmp_path / 'hub/checkpoints' / os.path.basename(torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url)
+    os.makedirs(weights.parent, exist_ok=True)
+    torch.save(torchvision.models.resnet50().state_dict(), weights)  # of ImageNet's layout: 1,000 classes
+    assert 'classifier resnet50' in run(*args, env=env)
+    weights.unlink()
+    run(*args, env=env)  # the fine-tuned one is kept
+    kept, = os.listdir(tmp_path / 'clf')
+    (tmp_path / 'clf' / kept).write_bytes(b'damaged')
+    assert 'delete it' in run(*args, ok=False, env=env)

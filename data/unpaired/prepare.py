@@ -186,7 +186,9 @@ def find_images(src):
     if os.path.isdir(src):
         archive, root, files = None, '', {}
         for split in SPLITS:
-            for folder, _, names in os.walk(os.path.join(src, split)):
+            missing = not os.path.isdir(os.path.join(src, split))  # that is said below; what cannot be read, here
+            onerror = None if missing else lambda e: sys.exit(f'cannot go on: {e}')
+            for folder, _, names in os.walk(os.path.join(src, split), onerror=onerror):
                 paths = [os.path.join(folder, name) for name in names]
                 files |= {os.path.relpath(p, src).replace(os.sep, '/'): p for p in paths if os.path.isfile(p)}
         missing = [split for split in SPLITS if not os.path.isdir(os.path.join(src, split))]
