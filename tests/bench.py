@@ -24,6 +24,10 @@ A variant is float32 or published, or speed-ups joined by +:
     graph          steps captured once and replayed as CUDA graphs: GPU only, and here only
     benchmark      cuDNN tries its algorithms and takes the fastest: GPU only
     zeros          without no_zeros: the penalty takes zeros back through D
+    apart          D on real and fake apart
+    kept           a graph for the fake also where only D sees it
+    anew           the fake made anew for the G step
+    d_grads        D's own gradients computed in the G step, though nobody uses them
     sync           .item() of each loss
     att            student: with the attention loss (lambda_att=10), else without
     switched       UAG: behind the switch, where D sees masked images
@@ -84,8 +88,8 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
 config = {k: globals()[k] for k in config_keys}  # saved with whatever this script makes
 # -----------------------------------------------------------------------------
 
-OPTIONS = ['published', 'float32', 'bf16', 'compile', 'fused', 'channels_last', 'zeros', 'sync', 'att', 'switched',
-           'benchmark', 'graph']  # the last two on a GPU only
+OPTIONS = ['published', 'float32', 'bf16', 'compile', 'fused', 'channels_last', 'zeros', 'apart', 'kept', 'anew',
+           'd_grads', 'sync', 'att', 'switched', 'benchmark', 'graph']  # the last two on a GPU only
 C_DIM = 7  # Table 1
 NETS = {  # (conv_dim, n_blocks) of T and S; (conv_dim, n_layers) of D; UAG's ngf, n_blocks, (ndf, n_layers), naf
     'paper': dict(T=(64, 6), S=(32, 3), D=(64, 6), uag=(32, 9, (64, 3), 32)),
@@ -153,22 +157,31 @@ def stargan_steps(script, opts, nets, size, batch, n_critic, device, compiled=to
     c_org = (torch.rand(batch, C_DIM) < 0.5).float().to(device)
     c_trg = c_org.roll(1, 0)
 
+    def D_seen(x):  # real and fake apart, but the penalty's images, of which there are half as many, at once
+        if 'apart' in opts and len(x) > batch:
+            return [torch.cat(out) for out in zip(*map(D, x.chunk(2)))]
+        return D(x)
+
     def step(train_G):
         alpha = torch.rand(batch, 1, 1, 1, device=device)
         if 'published' in opts:
             return published_step(G, D, opt_G, opt_D, x_real, c_org, c_trg, alpha, train_G)
-        with torch.autocast(device.split(':')[0], torch.bfloat16, enabled=bf16), torch.set_grad_enabled(train_G):
+        autocast = torch.autocast(device.split(':')[0], torch.bfloat16, enabled=bf16)
+        with autocast, torch.set_grad_enabled('kept' in opts or train_G and 'anew' not in opts):
             x_fake = (G if train_G and hooks else G_fast)(x_real, c_trg)
-        losses = losses_of_D(D, x_real, x_fake.detach(), c_org, alpha, True, bf16)
+        losses = losses_of_D(D_seen if 'apart' in opts else D, x_real, x_fake.detach(), c_org, alpha, True, bf16)
         real, fake, cls, gp = losses
         opt_D.zero_grad()
         (real + fake + cls + 10 * gp).backward()
         opt_D.step()
         if train_G:
+            if 'anew' in opts:
+                with autocast:
+                    x_fake = G(x_real, c_trg)
             k, has_class = train_student.pick_class(c_trg)
             att = S.losses_of_maps(G_teacher, D_teacher, hooks, x_real, x_fake, c_trg, k, has_class, 'l2', '',
                                    bf16) if hooks else ()
-            D.requires_grad_(False)
+            D.requires_grad_('d_grads' in opts)
             fake, rec, cls = losses_of_G(G, D, x_real, x_fake, c_org, c_trg, True, bf16)
             opt_G.zero_grad()
             (fake + 10 * rec + cls + 10 * sum(att[:1])).backward()
@@ -404,11 +417,13 @@ if __name__ == '__main__':
     if set(scripts) - {'teacher', 'student', 'uag'} or nets not in NETS or min(n_critic, repeats) < 1:
         sys.exit('--scripts are of teacher, student and uag, --nets paper, small or tiny, n_critic and repeats above 0')
     fast = 'bf16+fused+compile' if cuda else 'bf16'  # what the scripts can do by their flags
-    everything = 'published,float32,zeros,bf16,fused,channels_last,bf16+fused,att,bf16+att,switched,bf16+switched'
+    everything = ('published,float32,apart,kept,anew,d_grads,zeros,bf16,fused,channels_last,bf16+fused,att,bf16+att,'
+                  'switched,bf16+switched')
     if cuda:
         everything += (f',sync,compile,benchmark,graph,{fast},bf16+fused+graph,{fast}+graph,{fast}+att,'
                        f'bf16+fused+graph+att,{fast}+switched,bf16+fused+graph+switched')
-    fits = dict(att=['student'], switched=['uag'], published=['teacher', 'student'], zeros=['teacher', 'student'])
+    fits = dict(att=['student'], switched=['uag'])
+    fits |= {o: ['teacher', 'student'] for o in ('published', 'zeros', 'apart', 'kept', 'anew', 'd_grads')}
     variants = [(v, set(v.split('+'))) for v in (variants or everything).split(',')]
     unknown = set().union(*(opts for _, opts in variants)) - set(OPTIONS if cuda else OPTIONS[:-2])
     if unknown:
