@@ -448,10 +448,16 @@ class Images:
         return net.to_x(self.x[rows].to(self.device)), y.to(self.device)
 
     def cell(self, net, row, name):
-        """For figures: input, translation, and map over input, black where there is none; (3, H, W) each."""
+        """For figures: input, translation, and map, black where there is none; (3, H, W) each.
+
+        Grad-CAM has no scale: its maps lie over the input, each up to its own maximum. Attention nets' are masks: grey.
+        """
         x, y = self.see(net, row[None])
         x_fake, (A,) = net.maps(x, y, name)
-        shade = overlay(x, x.new_zeros(1, 1, 1) if A is None else A)
+        if A is None:
+            shade = torch.full_like(x, -1)
+        else:
+            shade = (2 * A[:, None] - 1).expand_as(x) if isinstance(net, UAG) else overlay(x, A)
         return x[0].cpu(), x_fake[0].cpu(), shade[0].cpu()
 
 
