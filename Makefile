@@ -126,4 +126,4 @@ ablation: teacher1
 	    for cam in gradcam hirescam; do for norm in none l2 max; do for a in 1 10 100; do \
 	        train $$cam-$$norm-att$$a --cam=$$cam --att_norm=$$norm --lambda_att=$$a; \
 	    done; done; done; done
-	$(call compare,$(OUT)/ablation,$(OUT)/table1/T,$(OUT)/ablation/S-*)
+	$(call compare,$(OUT)/ablation,$(OUT)/table1/T,$(OUT)/ablation/S-*) --baseline=S-without
