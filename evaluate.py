@@ -22,7 +22,7 @@ Writes to out_dir: report.html (all of it on one page), table.txt, table.md, res
     maps.png          input | translation and map of each                        Fig. 5 and 8
     stages.png        first checkpoint: the map of every stage of the generator  Fig. 1
     pseudo.png        the teacher's maps of c_pse beside the maps of c           Fig. 6
-Takes about a minute for 3 nets of 32 px on 2 CPU cores, the classifier included; FID does some 7 images/s on a core.
+Takes about a minute for 3 nets of 32 px on 2 CPU cores, the classifier included; FID some 10 images/s on a core.
 """
 
 import base64

@@ -331,7 +331,10 @@ def load_official(paths, names):
             net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)), assign=True)
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
             pickle.UnpicklingError) as e:
-        sys.exit(f"--init_from={paths}: not StarGAN's G and D, in this order: {(str(e) or repr(e)).splitlines()[0]}")
+        why = (str(e) or repr(e)).splitlines()[0]
+        if isinstance(e, pickle.UnpicklingError):  # torch's text would tell how to run the code in it
+            why = 'more than tensors and plain values in it'
+        sys.exit(f"--init_from={paths}: not StarGAN's G and D, in this order: {why}")
     if not g_args['c_dim'] == d_args['c_dim'] == len(names):
         sys.exit(f"--init_from={paths}: G has {g_args['c_dim']} attributes, D {d_args['c_dim']}, --attrs {len(names)}: "
                  f"{','.join(names)}. Name theirs, in the order they were trained on")

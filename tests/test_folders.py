@@ -212,11 +212,18 @@ def test_folder_mistakes(tmp_path):
     run(*PREPARE, f'--src={src}', f'--dst={tmp_path}/a', '--classes=angry,happy,sad')
 
 
-@pytest.mark.parametrize('other', ['celeba', 'unpaired'])
-def test_helpers_of_one_name_are_the_same_text(other):
-    """Functions, classes and constants that data/folders has in common with the other scripts that read photos."""
-    own_ways = {'decode', 'find_images', 'SPLITS'}
+PHOTOS = {'read_rgb', 'start_worker', 'in_order', 'few', 'open_zip', 'contents', 'Rows', 'stop_if_there', 'FORMATS',
+          'MAX_BYTES', 'UPRIGHT'}
+DRAWN = {'lerp', 'hsv', 'pick', 'oval', 'Canvas', 'start_worker', 'temporary'}
 
+
+@pytest.mark.parametrize('one,other,common,own_ways', [
+    ('folders', 'celeba', PHOTOS, {'decode', 'find_images', 'SPLITS'}),
+    ('folders', 'unpaired', PHOTOS, {'decode', 'find_images', 'SPLITS'}),
+    ('toyexpressions', 'toyfaces', DRAWN, {'draw_face', 'paint', 'ATTRS', 'HAIR', 'SKIN', 'FRAMES', 'EYES'}),
+    ('toyexpressions', 'celeba', {'stop_if_there'}, {'start_worker', 'SPLITS'})])
+def test_helpers_of_one_name_are_the_same_text(one, other, common, own_ways):
+    """Functions, classes and constants that the standalone data scripts have in common, but for what is their own."""
     def definitions(name):
         with open(f'{ROOT}/data/{name}/prepare.py') as f:
             text = f.read().split('# ' + '-' * 77)[3]
@@ -225,9 +232,8 @@ def test_helpers_of_one_name_are_the_same_text(other):
                 if isinstance(n, (ast.FunctionDef, ast.ClassDef)) or isinstance(n, ast.Assign) and len(n.targets) == 1
                 and isinstance(n.targets[0], ast.Name)}
 
-    mine, theirs = definitions('folders'), definitions(other)
-    shared = mine.keys() & theirs.keys() - own_ways
-    assert {'read_rgb', 'start_worker', 'in_order', 'few', 'open_zip', 'contents', 'Rows', 'stop_if_there', 'FORMATS',
-            'MAX_BYTES', 'UPRIGHT'} <= shared
+    mine, theirs = definitions(one), definitions(other)
+    shared = (mine.keys() & theirs.keys()) - own_ways
+    assert common <= shared
     for name in shared:
-        assert mine[name] == theirs[name], f'{name} differs between data/folders and data/{other}'
+        assert mine[name] == theirs[name], f'{name} differs between data/{one} and data/{other}'

@@ -100,12 +100,14 @@ def test_bad_files_are_said_in_one_line(official, data, teacher, tmp_path):
     G, D = folder / '9-G.ckpt', folder / '9-D.ckpt'
     (tmp_path / 'cut.ckpt').write_bytes(D.read_bytes()[:300])
     torch.save([1], tmp_path / 'list.ckpt')
+    torch.save({'w': print}, tmp_path / 'code.ckpt')
     torch.save(OfficialD(8, 5, 2, 2).state_dict(), tmp_path / 'D2.ckpt')
     args = ['train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', *TINY]
     for init, says in ((f'{G}', 'no stargan checkpoint'), (f'{G},', 'not StarGAN'),
                        (f'{G},{folder}/no', 'No such file'),
                        (f'{D},{G}', 'not StarGAN'), (f'{G},{tmp_path}/cut.ckpt', 'not StarGAN'),
                        (f'{tmp_path}/list.ckpt,{D}', 'not StarGAN'),
+                       (f'{tmp_path}/code.ckpt,{D}', 'this order: more than tensors and plain values in it'),
                        (f'{G},{tmp_path}/D2.ckpt', 'G has 3 attributes, D 2, --attrs 3: a,b,c'),
                        (f'{folder}/no.pt', 'No such file')):
         assert says in run(*args, f'--init_from={init}', ok=False)
