@@ -22,6 +22,7 @@ Writes out_dir/ckpt.pt (evaluate.py reads it), log.txt, samples/ and a copy of t
 import ast
 import datetime
 import difflib
+import functools
 import importlib.util
 import json
 import os
@@ -84,6 +85,7 @@ device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
 dtype = 'float32'  # 'bfloat16' runs the nets under autocast; penalty and D_teacher stay in float32 (GPU: cuDNN's TF32)
 compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes to
 #   start, and the steps were slower by a third
+cuda_graph = False  # GPU: each step as one CUDA graph, where launching kernels is what takes the time: small nets
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
 # -----------------------------------------------------------------------------
 config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
@@ -336,6 +338,38 @@ def losses_of_G(G, D, x_real, x_fake, c_org, c_trg, multi_label, bf16):
     return -out_src.float().mean(), (x_real - x_rec).abs().mean(), loss_cls
 
 
+# speed
+
+
+class Graphed:
+    """step(*tensors), from its third call on, as a CUDA graph: one launch for all its kernels, and no Python between.
+
+    The first two calls warm up, as the documentation of CUDA graphs asks: what they set up must not be captured. What
+    the step returns is overwritten by the next call. Whatever else it reads, such as weights, is read where it lay when
+    captured; Python numbers stay as they were then. Set calls = 0 to have it captured anew.
+    """
+
+    def __init__(self, step):
+        self.step, self.calls, self.stream = step, 0, torch.cuda.Stream()
+
+    def __call__(self, *tensors):
+        self.calls += 1
+        if self.calls < 3:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                out = self.step(*tensors)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return out
+        if self.calls == 3:
+            self.graph, self.inputs = torch.cuda.CUDAGraph(), [t.clone() for t in tensors]
+            with torch.cuda.graph(self.graph, stream=self.stream):  # notes what is launched, runs nothing
+                self.out = self.step(*self.inputs)
+        for mine, t in zip(self.inputs, tensors):
+            mine.copy_(t)
+        self.graph.replay()
+        return self.out
+
+
 # checkpoints
 
 
@@ -492,6 +526,12 @@ if __name__ == '__main__':
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
+    if cuda_graph:
+        if device_type != 'cuda':
+            sys.exit(f'--cuda_graph=True: wants a GPU, not --device={device}')
+        torch.cuda.set_device(torch.zeros(1, device=device).device)  # streams and graphs are the current device's
+        torch.backends.cudnn.benchmark = True  # sizes stay the same: cuDNN may try its algorithms and take the fastest
+        warnings.filterwarnings('ignore', '.*capturable=True')  # Adam, about the first two steps, which are no graphs
     torch.manual_seed(seed)
     train_x, train_y = load_split(data_dir, meta, 'train', names)
     # single-label: where only some classes are asked for, images of the others are left out
@@ -514,7 +554,9 @@ if __name__ == '__main__':
     hook_teacher, hook_student = (GradCAM(net.res[hook_block], cam) for net in (G_teacher, G))
     cols = torch.tensor([t_attrs.index(name) for name in c_pse] if scored else [], device=device)  # c_pse's columns
     fused = device_type == 'cuda' or None  # one kernel for all weights; None: as PyTorch does by itself
-    opt_G, opt_D = (torch.optim.Adam(net.parameters(), lr, (beta1, beta2), fused=fused) for net in (G, D))
+    opt_G, opt_D = (torch.optim.Adam(net.parameters(), lr, (beta1, beta2), fused=fused, capturable=cuda_graph)
+                    for net in (G, D))
+    lr_now = torch.tensor(lr, device=device)  # where a CUDA graph looks it up
     bf16 = dtype == 'bfloat16'
     autocast = torch.autocast(device_type, torch.bfloat16, enabled=bf16)
     G_fast = G
@@ -533,7 +575,7 @@ if __name__ == '__main__':
             sys.exit(f"{ckpt_path} was made by {ckpt['script']}")
         for name, obj in (('G', G), ('D', D), ('opt_G', opt_G), ('opt_D', opt_D)):
             if name.startswith('opt'):
-                ckpt[name]['param_groups'][0]['fused'] = fused  # the device may be another one than then
+                ckpt[name]['param_groups'][0].update(fused=fused, capturable=cuda_graph)  # which may differ from then
             obj.load_state_dict(ckpt[name])
         torch.set_rng_state(ckpt['rng'])
         if device_type == 'cuda' and ckpt['rng_cuda'] is not None:
@@ -586,21 +628,10 @@ if __name__ == '__main__':
     loss_names = ['D real', 'D fake', 'D cls', 'D gp', 'G fake', 'G rec', 'G cls']
     loss_names += ['G att', 'G dead_T', 'G dead_S'] if lambda_att > 0 else []  # dead: share of all-zero maps
     loss_sum, n_g, last_log = torch.zeros(len(loss_names), device=device), 0, start
-    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # seconds waiting for data; spent on grids and checkpoints
 
-    for it in range(start, max_iters):
-        for opt in (opt_G, opt_D):
-            opt.param_groups[0].update(lr=lr * min(1, 2 * (1 - it / max_iters)), betas=(beta1, beta2))
-
-        # 1. data: real images with their labels; the target labels are the same ones, dealt anew
-        t0 = time.time()
-        i = rows[torch.randint(len(rows), (batch_size,))]
-        x_real, c_org = get_batch(train_x, train_y, i, image_size, device)
-        c_trg = c_org[torch.randperm(batch_size).to(device, non_blocking=True)]
-        t_data += time.time() - t0
-
+    def step(train_G, x_real, c_org, c_trg):
+        """Phases 2 and 3 of an iteration, the second where train_G says so; adds to loss_sum. Never waits for a GPU."""
         # 2. discriminator, eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)
-        train_G = (it + 1) % n_critic == 0
         with autocast, torch.set_grad_enabled(train_G):  # G stays as it is until step 3, which uses the same images
             # a compiled forward cannot be differentiated twice from outside, as the student's map needs
             x_fake = (G if train_G and lambda_att > 0 else G_fast)(x_real, c_trg)
@@ -635,7 +666,28 @@ if __name__ == '__main__':
             g_losses = [g_loss_fake, g_loss_rec, g_loss_cls]
             g_losses += [g_loss_att, *dead] if lambda_att > 0 else []
             loss_sum[4:] += torch.stack(g_losses).detach()
-            n_g += 1
+
+    step_D, step_DG = functools.partial(step, False), functools.partial(step, True)
+    if cuda_graph:
+        step_D, step_DG = Graphed(step_D), Graphed(step_DG)
+
+    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # seconds waiting for data; spent on grids and checkpoints
+    for it in range(start, max_iters):
+        now = lr * min(1, 2 * (1 - it / max_iters))
+        for opt in (opt_G, opt_D):
+            opt.param_groups[0].update(lr=lr_now.fill_(now) if cuda_graph else now, betas=(beta1, beta2))
+
+        # 1. data: real images with their labels; the target labels are the same ones, dealt anew
+        t0 = time.time()
+        i = rows[torch.randint(len(rows), (batch_size,))]
+        x_real, c_org = get_batch(train_x, train_y, i, image_size, device)
+        c_trg = c_org[torch.randperm(batch_size).to(device, non_blocking=True)]
+        t_data += time.time() - t0
+
+        # 2. discriminator and, once in n_critic iterations, 3. generator: both in step()
+        train_G = (it + 1) % n_critic == 0
+        (step_DG if train_G else step_D)(x_real, c_org, c_trg)
+        n_g += train_G
 
         # 4. log line, samples, checkpoint
         n, last = it + 1, it + 1 == max_iters
@@ -662,6 +714,7 @@ if __name__ == '__main__':
             n_g, last_log = 0, n
         t0 = time.time()
         if n % sample_interval == 0 or last:
+            G.requires_grad_(False)  # as the teacher: a map needs the last block's gradient, not the weights'
             columns = [torch.stack([x_fixed] * (3 if scored else 1), 1)]  # (n, 3 rows, 3, H, W)
             for i in range(c_dim):
                 c_trg = set_attr(c_fixed, i, exclusive)
@@ -673,6 +726,7 @@ if __name__ == '__main__':
                     cam_teacher = hook_teacher(D_teacher(x_teacher)[1][:, cols[i]])
                     shown += [overlay(x_fixed, cam_teacher), overlay(x_fixed, cam_student)]
                 columns.append(torch.stack(shown, 1))
+            G.requires_grad_(True)
             grid = torch.stack(columns, 2).flatten(0, 2)  # (n, 3 rows, 1 + c_dim columns, 3, H, W) -> images in order
             save_image(grid / 2 + 0.5, os.path.join(out_dir, 'samples', f'{n:06d}.png'), nrow=1 + c_dim)
             effect = label_effect(G, x_fixed, set_attr(c_fixed, 0, exclusive), multi_label)

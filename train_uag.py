@@ -75,6 +75,7 @@ beta2 = 0.999  # Adam
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
 dtype = 'float32'  # 'bfloat16' runs the nets under autocast, faster; maps and images stay in float32
 compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes
+cuda_graph = False  # GPU: each step as one CUDA graph, where launching kernels is what takes the time: small nets
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
 # -----------------------------------------------------------------------------
 config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
@@ -221,7 +222,7 @@ def load_domain(folder, name):
 
 def random_crops(x, n, size, device):
     """n random images of x (N, S, S, 3) uint8: crops, half of them flipped -> (n, 3, size, size) in [-1, 1]."""
-    i, flip = torch.randint(len(x), (n,)).tolist(), (torch.rand(n) < 0.5).to(device)
+    i, flip = torch.randint(len(x), (n,)).tolist(), (torch.rand(n) < 0.5).to(device, non_blocking=True)
     top, left = torch.randint(x.shape[1] - size + 1, (2, n)).tolist()
     x = torch.stack([x[j, t:t + size, l:l + size] for j, t, l in zip(i, top, left)])
     x = x.to(device, non_blocking=True).permute(0, 3, 1, 2) / 127.5 - 1
@@ -295,13 +296,21 @@ def g_losses(nets, x_s, x_t, gen_input, tau, with_idt=False):
     return losses, x_fake, a
 
 
-def d_losses(nets, x_s, x_t, x_fake, a, pools, tau):
-    """Discriminators -> losses by name. D_t: real t with its own map, past fakes of t with those of their sources."""
-    x, losses = {'s': x_s, 't': x_t}, {}
+def real_and_past(x_s, x_t, x_fake, a, pools, tau):
+    """-> {'s', 't'}: (2B, 3, H, W), what D_s and D_t judge. D_t: real t with its own map, then past fakes of t with
+    those of their sources."""
+    x, seen = {'s': x_s, 't': x_t}, {}
     for s, t in ('st', 'ts'):
         x_past, a_past = pools[t](x_fake[t], a[s])
-        out = nets['D_' + t](torch.cat([seen_by_d(x[t], a[t], tau), seen_by_d(x_past, a_past, tau)]))
-        real, fake = out.chunk(2)
+        seen[t] = torch.cat([seen_by_d(x[t], a[t], tau), seen_by_d(x_past, a_past, tau)])
+    return seen
+
+
+def d_losses(nets, seen_s, seen_t):
+    """Discriminators on images (2B, 3, H, W), the first half real, the second fake -> losses by name."""
+    seen, losses = {'s': seen_s, 't': seen_t}, {}
+    for t in 'ts':
+        real, fake = nets['D_' + t](seen[t]).chunk(2)
         # the usual 1/2: D should learn slower than G
         losses[f'D_{t} real'], losses[f'D_{t} fake'] = lsgan_loss(real, 1) / 2, lsgan_loss(fake, 0) / 2
     return losses
@@ -317,6 +326,38 @@ def switch(nets, freeze_attention, d_norm_after_switch):
 def map_stats(a, tau):
     """Maps -> (4,): mean, min, max, share of pixels >= tau."""
     return torch.stack([a.mean(), a.min(), a.max(), (a >= tau).float().mean()]).detach()
+
+
+# speed
+
+
+class Graphed:
+    """step(*tensors), from its third call on, as a CUDA graph: one launch for all its kernels, and no Python between.
+
+    The first two calls warm up, as the documentation of CUDA graphs asks: what they set up must not be captured. What
+    the step returns is overwritten by the next call. Whatever else it reads, such as weights, is read where it lay when
+    captured; Python numbers stay as they were then. Set calls = 0 to have it captured anew.
+    """
+
+    def __init__(self, step):
+        self.step, self.calls, self.stream = step, 0, torch.cuda.Stream()
+
+    def __call__(self, *tensors):
+        self.calls += 1
+        if self.calls < 3:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                out = self.step(*tensors)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return out
+        if self.calls == 3:
+            self.graph, self.inputs = torch.cuda.CUDAGraph(), [t.clone() for t in tensors]
+            with torch.cuda.graph(self.graph, stream=self.stream):  # notes what is launched, runs nothing
+                self.out = self.step(*self.inputs)
+        for mine, t in zip(self.inputs, tensors):
+            mine.copy_(t)
+        self.graph.replay()
+        return self.out
 
 
 # checkpoints
@@ -390,6 +431,12 @@ if __name__ == '__main__':
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
+    if cuda_graph:
+        if device_type != 'cuda':
+            sys.exit(f'--cuda_graph=True: wants a GPU, not --device={device}')
+        torch.cuda.set_device(torch.zeros(1, device=device).device)  # streams and graphs are the current device's
+        torch.backends.cudnn.benchmark = True  # sizes stay the same: cuDNN may try its algorithms and take the fastest
+        warnings.filterwarnings('ignore', '.*capturable=True')  # Adam, about the first two steps, which are no graphs
     torch.manual_seed(seed)
     fixed = {k: whole_images(x[:n_samples], image_size).to(device) for k, x in test.items()}  # the grid's images
     n_images = {k: len(x) for k, x in train.items()}
@@ -407,11 +454,10 @@ if __name__ == '__main__':
     # the generators and the attention nets share a loss, and an optimiser
     fused = device_type == 'cuda' or None  # one kernel for all weights; None: as PyTorch does by itself
     opt_G, opt_D = (torch.optim.Adam([p for k, net in nets.items() if k[0] in of and net for p in net.parameters()],
-                                     lr, (beta1, beta2), fused=fused) for of in ('GA', 'D'))
+                                     lr, (beta1, beta2), fused=fused, capturable=cuda_graph) for of in ('GA', 'D'))
+    lr_now = torch.tensor(lr, device=device)  # where a CUDA graph looks it up
     if compile:
-        g_losses = torch.compile(g_losses)
-        for k in 'st':
-            nets['D_' + k].compile()  # not d_losses: its pools draw lots
+        g_losses, d_losses = map(torch.compile, (g_losses, d_losses))
     pools = {k: Pool(pool_size) for k in 'st'}  # by what the fakes should be
     autocast = torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
 
@@ -428,7 +474,7 @@ if __name__ == '__main__':
             sys.exit(f"{ckpt_path} has {'; '.join(other)}")
         for name, obj in (*nets.items(), ('opt_G', opt_G), ('opt_D', opt_D)):
             if name.startswith('opt'):
-                ckpt[name]['param_groups'][0]['fused'] = fused  # the device may be another one than then
+                ckpt[name]['param_groups'][0].update(fused=fused, capturable=cuda_graph)  # which may differ from then
             if obj:
                 obj.load_state_dict(ckpt[name])
         for k, pool in pools.items():
@@ -470,23 +516,9 @@ if __name__ == '__main__':
     loss_names = ['D_s real', 'D_s fake', 'D_t real', 'D_t fake', 'G st', 'G ts', 'G cyc_s', 'G cyc_t']
     loss_names += ['G idt_s', 'G idt_t'] if lambda_idt else []
     loss_sum, maps, last_log = torch.zeros(len(loss_names), device=device), {'s': [], 't': []}, start
-    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # seconds waiting for data; spent on grids and checkpoints
 
-    for it in range(start, max_iters):
-        for opt in (opt_G, opt_D):
-            opt.param_groups[0].update(lr=lr * min(1, (max_iters - it) / max(decay_iters, 1)), betas=(beta1, beta2))
-        if it >= switch_iter and attention and masked_d and not switched:
-            switched = True  # and stays so, whatever a resumed run's --switch_epoch says
-            switch(nets, freeze_attention, d_norm_after_switch)
-            log(f"iter {it}: switch: D now sees image * [A >= {tau}], {'with' if d_norm_after_switch else 'without'} "
-                f"instance norm; the attention nets {'stay as they are' if freeze_attention else 'go on learning'}")
-        tau_now = tau if switched else None
-
-        # 1. data
-        t0 = time.time()
-        x_s, x_t = (random_crops(train[k], batch_size, image_size, device) for k in 'st')
-        t_data += time.time() - t0
-
+    def step_G(x_s, x_t):
+        """Phase 2 of an iteration -> fakes and maps, both {'s', 't'}; adds to loss_sum. Never waits for a GPU."""
         # 2. generators and attention nets: E[(D_T(s') - 1)^2] + E[(D_S(t') - 1)^2] + lambda_cyc (L_cyc^S + L_cyc^T)
         for k in 'st':
             nets['D_' + k].requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
@@ -498,17 +530,48 @@ if __name__ == '__main__':
         opt_G.zero_grad()
         g_loss.backward()
         opt_G.step()
+        loss_sum[4:] += torch.stack([losses[name] for name in loss_names[4:]]).detach()
+        return tuple({k: v.detach() for k, v in of.items()} for of in (x_fake, a))
 
+    def step_D(seen_s, seen_t):
+        """Phase 3 of an iteration; adds to loss_sum."""
         # 3. discriminators: E[(D_T(t) - 1)^2] / 2 + E[D_T(s')^2] / 2 and the same for S, on fakes out of the pools
         for k in 'st':
             nets['D_' + k].requires_grad_(True)
         with autocast:
-            losses |= d_losses(nets, x_s, x_t, x_fake, a, pools, tau_now)
+            losses = d_losses(nets, seen_s, seen_t)
         d_loss = losses['D_s real'] + losses['D_s fake'] + losses['D_t real'] + losses['D_t fake']
         opt_D.zero_grad()
         d_loss.backward()
         opt_D.step()
-        loss_sum += torch.stack([losses[name] for name in loss_names]).detach()
+        loss_sum[:4] += torch.stack([losses[name] for name in loss_names[:4]]).detach()
+
+    if cuda_graph:
+        step_G, step_D = Graphed(step_G), Graphed(step_D)
+
+    t_start, t_data, t_aside = time.time(), 0.0, 0.0  # seconds waiting for data; spent on grids and checkpoints
+    for it in range(start, max_iters):
+        now = lr * min(1, (max_iters - it) / max(decay_iters, 1))
+        for opt in (opt_G, opt_D):
+            opt.param_groups[0].update(lr=lr_now.fill_(now) if cuda_graph else now, betas=(beta1, beta2))
+        if it >= switch_iter and attention and masked_d and not switched:
+            switched = True  # and stays so, whatever a resumed run's --switch_epoch says
+            switch(nets, freeze_attention, d_norm_after_switch)
+            log(f"iter {it}: switch: D now sees image * [A >= {tau}], {'with' if d_norm_after_switch else 'without'} "
+                f"instance norm; the attention nets {'stay as they are' if freeze_attention else 'go on learning'}")
+            if cuda_graph:
+                step_G.calls = step_D.calls = 0  # other steps from here on
+        tau_now = tau if switched else None
+
+        # 1. data
+        t0 = time.time()
+        x_s, x_t = (random_crops(train[k], batch_size, image_size, device) for k in 'st')
+        t_data += time.time() - t0
+
+        # 2. generators and attention nets, 3. discriminators: step_G() and step_D()
+        x_fake, a = step_G(x_s, x_t)
+        seen = real_and_past(x_s, x_t, x_fake, a, pools, tau_now)  # draws lots: no part of a CUDA graph
+        step_D(seen['s'], seen['t'])
         for k in 'st':
             maps[k].append(map_stats(a[k], tau))
 

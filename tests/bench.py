@@ -21,8 +21,9 @@ A variant is float32 or published, or speed-ups joined by +:
     compile        --compile=True
     fused          Adam of all weights in one kernel (what the scripts do on a GPU)
     channels_last  D's weights in that layout
-    graph          steps captured once and replayed as CUDA graphs: GPU only, and here only
-    benchmark      cuDNN tries its algorithms and takes the fastest: GPU only
+    graph          --cuda_graph=True, but for cuDNN's benchmark: GPU only
+    all            bf16, fused, compile, benchmark, graph: a GPU's --dtype=bfloat16 --compile=True --cuda_graph=True
+    benchmark      cuDNN tries its algorithms and takes the fastest, as --cuda_graph=True has it: GPU only
     zeros          without no_zeros: the penalty takes zeros back through D
     apart          D on real and fake apart
     kept           a graph for the fake also where only D sees it
@@ -34,6 +35,7 @@ A variant is float32 or published, or speed-ups joined by +:
 """
 
 import difflib
+import functools
 import gc
 import json
 import os
@@ -62,7 +64,7 @@ variants = ''  # of the list above, comma-separated, for every script; '': those
 nets = ''  # 'paper' T 64/6, S 32/3, D 64; 'small' T 32/3, S 16/1, D 32; 'tiny' tests; '': paper on a GPU, else small
 image_size = 0  # pixels; 0: 128, UAG 256; on a CPU 64
 batch_size = 0  # images; 0: 16, UAG 1
-n_critic = 5  # D steps for each G step of teacher and student
+n_critic = 5  # D steps for each G step of teacher and student; above 1, to time a D step by itself
 repeats = 5  # of which median and spread are taken; one is n_critic iterations, on a GPU ten times as many
 evaluation = False  # instead: ms an image of every part of evaluate.py, and the Frechet distance against scipy's sqrtm
 scaling = False  # instead: the teacher in float32 and with all speed-ups, at every one of sizes and batches
@@ -89,7 +91,7 @@ config = {k: globals()[k] for k in config_keys}  # saved with whatever this scri
 # -----------------------------------------------------------------------------
 
 OPTIONS = ['published', 'float32', 'bf16', 'compile', 'fused', 'channels_last', 'zeros', 'apart', 'kept', 'anew',
-           'd_grads', 'sync', 'att', 'switched', 'benchmark', 'graph']  # the last two on a GPU only
+           'd_grads', 'sync', 'att', 'switched', 'benchmark', 'graph', 'all']  # the last three on a GPU only
 C_DIM = 7  # Table 1
 NETS = {  # (conv_dim, n_blocks) of T and S; (conv_dim, n_layers) of D; UAG's ngf, n_blocks, (ndf, n_layers), naf
     'paper': dict(T=(64, 6), S=(32, 3), D=(64, 6), uag=(32, 9, (64, 3), 32)),
@@ -131,8 +133,8 @@ def published_step(G, D, opt_G, opt_D, x_real, c_org, c_trg, alpha, train_G):
 def stargan_steps(script, opts, nets, size, batch, n_critic, device, compiled=torch.compile):
     """Phases 2 and 3 of train_teacher.py and train_student.py -> steps by name, and the names of a cycle in order.
 
-    opts: a set of OPTIONS. 'D' is an iteration without, 'DG' with a G step; each returns its losses. The weights, and
-    what is drawn, are the same for the same sizes.
+    And (G, D). opts: a set of OPTIONS. 'D' is an iteration without, 'DG' with a G step; each returns its losses. The
+    weights, and what is drawn, are the same for the same sizes.
     """
     S, dims = (train_student if script == 'student' else train_teacher), NETS[nets]
     torch.manual_seed(0)
@@ -162,7 +164,7 @@ def stargan_steps(script, opts, nets, size, batch, n_critic, device, compiled=to
             return [torch.cat(out) for out in zip(*map(D, x.chunk(2)))]
         return D(x)
 
-    def step(train_G):
+    def step(train_G, x_real, c_org, c_trg):
         alpha = torch.rand(batch, 1, 1, 1, device=device)
         if 'published' in opts:
             return published_step(G, D, opt_G, opt_D, x_real, c_org, c_trg, alpha, train_G)
@@ -190,8 +192,11 @@ def stargan_steps(script, opts, nets, size, batch, n_critic, device, compiled=to
             losses = (*losses, fake, rec, cls, *att)
         return [loss.item() for loss in losses] if 'sync' in opts else torch.stack(losses).detach()
 
-    step.nets = G, D  # for a test
-    return {'D': lambda: step(False), 'DG': lambda: step(True)}, ['D'] * (n_critic - 1) + ['DG'], step
+    steps = {'D': functools.partial(step, False), 'DG': functools.partial(step, True)}
+    if 'graph' in opts:
+        steps = {name: S.Graphed(s) for name, s in steps.items()}
+    steps = {name: functools.partial(s, x_real, c_org, c_trg) for name, s in steps.items()}
+    return steps, ['D'] * (n_critic - 1) + ['DG'], (G, D)
 
 
 def uag_steps(opts, nets, size, batch, device, compiled=torch.compile):
@@ -208,13 +213,11 @@ def uag_steps(opts, nets, size, batch, device, compiled=torch.compile):
         S.switch(net, True, False)
     opt_G, opt_D = (torch.optim.Adam([p for k in net if k[0] in of for p in net[k].parameters()], 1e-4, (0.5, 0.999),
                                      fused='fused' in opts or None, capturable='graph' in opts) for of in ('GA', 'D'))
-    g_losses = S.g_losses
+    g_losses, d_losses = S.g_losses, S.d_losses
     if 'compile' in opts:
-        g_losses = compiled(g_losses)
-        for k in 'st':
-            net['D_' + k].forward = compiled(net['D_' + k].forward)
+        g_losses, d_losses = compiled(g_losses), compiled(d_losses)
     x_s, x_t = ((torch.rand(batch, 3, size, size) * 2 - 1).to(device) for _ in 'st')
-    pools, made = {k: S.Pool(0 if 'graph' in opts else 50) for k in 'st'}, {}  # what draws lots stays out of a graph
+    pools, made = {k: S.Pool(50) for k in 'st'}, {}
     autocast = torch.autocast(device.split(':')[0], torch.bfloat16, enabled='bf16' in opts)
 
     def step(losses, opt):
@@ -223,39 +226,33 @@ def uag_steps(opts, nets, size, batch, device, compiled=torch.compile):
         opt.step()
         return [loss.item() for loss in losses.values()] if 'sync' in opts else torch.stack([*losses.values()]).detach()
 
-    def g_step():
+    def g_step(x_s, x_t):
         for k in 'st':
             net['D_' + k].requires_grad_(False)
         with autocast:
-            losses, made['x_fake'], made['a'] = g_losses(net, x_s, x_t, 'foreground', tau)
-        return step({k: v * 10 if 'cyc' in k else v for k, v in losses.items()}, opt_G)
+            losses, x_fake, a = g_losses(net, x_s, x_t, 'foreground', tau)
+        losses = step({k: v * 10 if 'cyc' in k else v for k, v in losses.items()}, opt_G)
+        return losses, *({k: v.detach() for k, v in of.items()} for of in (x_fake, a))
 
-    def d_step():
+    def d_step(seen_s, seen_t):
         for k in 'st':
             net['D_' + k].requires_grad_(True)
         with autocast:
-            losses = S.d_losses(net, x_s, x_t, made['x_fake'], made['a'], pools, tau)
+            losses = d_losses(net, seen_s, seen_t)
         return step(losses, opt_D)
 
-    return {'G': g_step, 'D': d_step}, ['G', 'D'], net
+    if 'graph' in opts:
+        g_step, d_step = S.Graphed(g_step), S.Graphed(d_step)
 
+    def G_step():
+        losses, *made['x_fake, a'] = g_step(x_s, x_t)
+        return losses
 
-def graphed(steps):
-    """Steps by name -> the same as replays of CUDA graphs. Their inputs, weights and outputs stay where they are."""
-    stream, replays = torch.cuda.Stream(), {}
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # as the documentation of CUDA graphs asks: nothing is set up while capturing
-        for _ in range(3):
-            for step in steps.values():
-                step()
-    torch.cuda.current_stream().wait_stream(stream)
-    pool = torch.cuda.graph_pool_handle()  # one for all: UAG's D step reads what its G step made
-    for name, step in steps.items():
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            step()
-        replays[name] = graph.replay
-    return replays
+    def D_step():
+        seen = S.real_and_past(x_s, x_t, *made['x_fake, a'], pools, tau)
+        return d_step(seen['s'], seen['t'])
+
+    return {'G': G_step, 'D': D_step}, ['G', 'D'], net
 
 
 def peak_memory(device, reset=False):
@@ -300,6 +297,7 @@ def timed(steps, cycle, repeats, device):
 def measure(row, nets, n_critic, repeats, device):
     """Runs what `row` names; adds to its lists of seconds: cycles, and each step by name; gb, and first_s to start."""
     opts, script = set(row['variant'].split('+')), row['script']
+    opts |= {'bf16', 'fused', 'compile', 'benchmark', 'graph'} if 'all' in opts else set()
     gc.collect()
     torch._dynamo.reset()
     torch.backends.cudnn.benchmark = 'benchmark' in opts
@@ -307,9 +305,7 @@ def measure(row, nets, n_critic, repeats, device):
     t0 = time.perf_counter()
     steps, cycle, _ = (uag_steps(opts, nets, row['size'], row['batch'], device) if script == 'uag' else
                        stargan_steps(script, opts, nets, row['size'], row['batch'], n_critic, device))
-    if 'graph' in opts:
-        steps = graphed(steps)
-    for step in [*steps.values()] * (3 if device.startswith('cuda') else 1):  # warm-up
+    for step in [*steps.values()] * (4 if device.startswith('cuda') else 1):  # warm-up; the third captures a graph
         step()
     row.setdefault('first_s', time.perf_counter() - t0)
     total, each = timed(steps, cycle, repeats, device)
@@ -342,9 +338,8 @@ def flops(script, att, nets, size, batch, n_critic, device):
     return sum(count[name] for name in cycle)
 
 
-def bf16_peak(device):
-    """FLOP/s of a large bfloat16 matrix product, the best of five: what the device does, not what its maker says."""
-    n = 8192 if device.startswith('cuda') else 2048
+def bf16_peak(device, n):
+    """FLOP/s of a bfloat16 product of n x n matrices, the best of five: what the device does, not what is claimed."""
     a = torch.randn(n, n, device=device).bfloat16()
     for _ in range(2):  # the first time is to warm up
         total, _ = timed({'mm': lambda: a @ a}, ['mm'], 5, device)
@@ -412,20 +407,20 @@ if __name__ == '__main__':
     except (RuntimeError, AssertionError) as e:
         sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
     if cuda:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(torch.zeros(1, device=device).device)
     scripts, nets = scripts.split(','), nets or ('paper' if cuda else 'small')
-    if set(scripts) - {'teacher', 'student', 'uag'} or nets not in NETS or min(n_critic, repeats) < 1:
-        sys.exit('--scripts are of teacher, student and uag, --nets paper, small or tiny, n_critic and repeats above 0')
-    fast = 'bf16+fused+compile' if cuda else 'bf16'  # what the scripts can do by their flags
+    if set(scripts) - {'teacher', 'student', 'uag'} or nets not in NETS or n_critic < 2 or repeats < 1:
+        sys.exit('--scripts: of teacher, student and uag; --nets: paper, small or tiny; n_critic above 1, repeats above 0')
+    fast = 'all' if cuda else 'bf16'  # what the scripts can do by their flags
     everything = ('published,float32,apart,kept,anew,d_grads,zeros,bf16,fused,channels_last,bf16+fused,att,bf16+att,'
                   'switched,bf16+switched')
     if cuda:
-        everything += (f',sync,compile,benchmark,graph,{fast},bf16+fused+graph,{fast}+graph,{fast}+att,'
-                       f'bf16+fused+graph+att,{fast}+switched,bf16+fused+graph+switched')
+        everything += (',sync,compile,benchmark,graph,bf16+fused+compile,bf16+fused+graph,all,'
+                       'bf16+fused+compile+att,bf16+fused+graph+att,all+att,all+switched')
     fits = dict(att=['student'], switched=['uag'])
     fits |= {o: ['teacher', 'student'] for o in ('published', 'zeros', 'apart', 'kept', 'anew', 'd_grads')}
     variants = [(v, set(v.split('+'))) for v in (variants or everything).split(',')]
-    unknown = set().union(*(opts for _, opts in variants)) - set(OPTIONS if cuda else OPTIONS[:-2])
+    unknown = set().union(*(opts for _, opts in variants)) - set(OPTIONS if cuda else OPTIONS[:-3])
     if unknown:
         sys.exit(f"--variants: {', '.join(sorted(unknown))}: not one of {', '.join(OPTIONS)}, or not without a GPU")
     runs = [(script, v, image_size or (64 if not cuda else 256 if script == 'uag' else 128),
@@ -447,7 +442,8 @@ if __name__ == '__main__':
         sys.exit()
 
     name = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
-    peak, count, base, results = bf16_peak(device), {}, {}, [{} for _ in runs]
+    peak = bf16_peak(device, 8192 if cuda and nets == 'paper' else 2048)
+    count, base, results = {}, {}, [{} for _ in runs]
     print(f'{name}, torch {torch.__version__}, {nets} nets, bf16 matrix product {peak / 1e12:.2f} TFLOP/s')
     print('script   variant                        px batch     it/s  spread    D ms    G ms    GB TFLOP/s of bf16    '
           '  x', flush=True)

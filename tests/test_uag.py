@@ -11,7 +11,7 @@ from conftest import ROOT, run
 from PIL import Image
 
 from train_uag import (Attention, Discriminator, Generator, Pool, ResidualBlock, d_losses, g_losses, init_weights,
-                       lsgan_loss, map_stats, random_crops, seen_by_d, switch, translate, whole_images)
+                       lsgan_loss, map_stats, random_crops, real_and_past, seen_by_d, switch, translate, whole_images)
 
 
 def count(net):
@@ -140,7 +140,8 @@ def test_every_net_sees_the_right_domain_and_the_right_map(tau):
                          ('G_ts', [s1_a * s1, t_a * x_t, x_s])):
         assert all(map(torch.equal, N[name].seen, inputs)) and len(N[name].seen) == len(inputs), name
 
-    losses = d_losses(N, x_s, x_t, x_fake, a, {'s': Pool(4), 't': Pool(4)}, tau)
+    judged = real_and_past(x_s, x_t, x_fake, a, {'s': Pool(4), 't': Pool(4)}, tau)
+    losses = d_losses(N, judged['s'], judged['t'])
     seen = {'D_t real': x_t * mask(t_a), 'D_t fake': s1 * mask(s_a),
             'D_s real': x_s * mask(s_a), 'D_s fake': t1 * mask(t_a)}
     assert losses.keys() == seen.keys()
@@ -157,10 +158,10 @@ def test_a_past_fake_is_seen_through_its_own_map():
     torch.manual_seed(1)
     a = {k: torch.ones(1, 1, 8, 8) for k in 'st'}
     for _ in range(20):
-        N, old = spies(), {k: pools[k].items[0] for k in 'st'}
-        d_losses(N, x, x, {'s': x, 't': x}, a, pools, 0.5)
+        old = {k: pools[k].items[0] for k in 'st'}
+        judged = real_and_past(x, x, {'s': x, 't': x}, a, pools, 0.5)
         for k in 'st':
-            fake = N['D_' + k].seen[0][1]
+            fake = judged[k][1]
             assert torch.equal(fake, x[0]) or torch.equal(fake, old[k][0] * old[k][1])
     assert all(torch.equal(pools[k].items[0][0], x[0]) for k in 'st')  # in the end both old ones have come out
 
