@@ -5,8 +5,10 @@ Measures the training steps: iterations/s, ms of D and G step, peak memory, FLOP
     python tests/bench.py --scripts=student --variants=bf16,bf16+att       # what does attention cost?
     python tests/bench.py --scaling=True                                   # against batch size and image size
     python tests/bench.py --evaluation=True                                # where the time of evaluate.py goes
+    python tests/bench.py --profile=True                                   # which operations take a step's time
+    python tests/bench.py --count=True                                     # what a GPU has to do for it; needs none
 
-One table on the screen and all figures in out_dir/bench.json (scaling.json). On two CPU cores 8 minutes, at 64 px with
+One table on the screen and all figures in out_dir/bench.json (count.json). On two CPU cores 8 minutes, at 64 px with
 small nets; on a GPU the paper's nets and sizes, and a good part of the time is torch.compile's. Times are medians over
 repeats, the spread is (max - min) / median. x is the speed over the first row of its script, at the same n_critic.
 FLOP/s are those of the script's step in every row, so useful ones.
@@ -44,6 +46,8 @@ import sys
 import tempfile
 import time
 
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # or the profiler complains that there is no GPU
+
 import numpy as np
 import scipy.linalg
 import torch
@@ -57,6 +61,7 @@ import train_student
 import train_teacher
 import train_uag
 from gradcam import GradCAM
+from without_gpu import print_counts
 
 # -----------------------------------------------------------------------------
 scripts = 'teacher,student,uag'  # which training scripts
@@ -68,6 +73,8 @@ n_critic = 5  # D steps for each G step of teacher and student; above 1, to time
 repeats = 5  # of which median and spread are taken; one is n_critic iterations, on a GPU ten times as many
 evaluation = False  # instead: ms an image of every part of evaluate.py, and the Frechet distance against scipy's sqrtm
 scaling = False  # instead: the teacher in float32 and with all speed-ups, at every one of sizes and batches
+profile = False  # instead: the operations that take most of the time, for the first variant of each script
+count = False  # instead, computed without a GPU: what one has to do for the steps, and what waits for it; also scaling
 sizes = '64,128,256'  # pixels, for scaling
 batches = '16,32,64,128,256'  # images, for scaling; what does not fit a GPU is said
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
@@ -255,6 +262,12 @@ def uag_steps(opts, nets, size, batch, device, compiled=torch.compile):
     return {'G': G_step, 'D': D_step}, ['G', 'D'], net
 
 
+def steps_of(script, opts, nets, size, batch, n_critic, device):
+    """What stargan_steps or uag_steps makes."""
+    return (uag_steps(opts, nets, size, batch, device) if script == 'uag' else
+            stargan_steps(script, opts, nets, size, batch, n_critic, device))
+
+
 def peak_memory(device, reset=False):
     """Peak of allocated GPU memory, or of this process, in GB since the last reset; nan where it cannot be reset."""
     if device.startswith('cuda'):
@@ -303,8 +316,7 @@ def measure(row, nets, n_critic, repeats, device):
     torch.backends.cudnn.benchmark = 'benchmark' in opts
     peak_memory(device, reset=True)
     t0 = time.perf_counter()
-    steps, cycle, _ = (uag_steps(opts, nets, row['size'], row['batch'], device) if script == 'uag' else
-                       stargan_steps(script, opts, nets, row['size'], row['batch'], n_critic, device))
+    steps, cycle, _ = steps_of(script, opts, nets, row['size'], row['batch'], n_critic, device)
     for step in [*steps.values()] * (4 if device.startswith('cuda') else 1):  # warm-up; the third captures a graph
         step()
     row.setdefault('first_s', time.perf_counter() - t0)
@@ -328,14 +340,35 @@ class FlopCounter(TorchDispatchMode):
 def flops(script, att, nets, size, batch, n_critic, device):
     """Floating point operations of one cycle of the script's step: those of convolutions, forward and backward."""
     opts = {'att'} if att else set()
-    steps, cycle, _ = (uag_steps(opts, nets, size, batch, device) if script == 'uag' else
-                       stargan_steps(script, opts, nets, size, batch, n_critic, device))
+    steps, cycle, _ = steps_of(script, opts, nets, size, batch, n_critic, device)
     count = {}
     for name in steps:
         with FlopCounter() as counter:
             steps[name]()
         count[name] = counter.total
     return sum(count[name] for name in cycle)
+
+
+def print_profile(runs, nets, n_critic, device):
+    """The 12 operations, on a GPU kernels, that take most of a cycle of each of runs -> rows for the JSON, with all."""
+    rows, kinds, cuda = [], torch.profiler.ProfilerActivity, device.startswith('cuda')
+    for script, variant, size, batch in runs:
+        n = 10 if cuda else 2
+        steps, cycle, _ = steps_of(script, set(variant.split('+')), nets, size, batch, n_critic, device)
+        timed(steps, cycle * 2, 1, device)  # warm-up
+        with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA][:1 + cuda]) as prof:
+            timed(steps, cycle * n, 1, device)
+        time_of = 'self_device_time_total' if cuda else 'self_cpu_time_total'
+        ops = [dict(op=e.key, calls=e.count / n, ms=getattr(e, time_of) / n / 1e3) for e in prof.key_averages()
+               if not cuda or e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+        ops.sort(key=lambda op: -op['ms'])
+        total = sum(op['ms'] for op in ops)
+        print(f'{script} {variant}, {size} px, batch {batch}: {total:.1f} ms in operations for a cycle'
+              '\n       ms  share  calls')
+        for op in ops[:12]:
+            print(f'{op["ms"]:9.2f} {op["ms"] / total:6.1%} {op["calls"]:6.0f}  {op["op"][:85]}', flush=True)
+        rows.append(dict(script=script, variant=variant, size=size, batch=batch, ops=ops))
+    return rows
 
 
 def bf16_peak(device, n):
@@ -400,37 +433,53 @@ def loading(size, batch, device, n=1000):
 
 
 if __name__ == '__main__':
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = 'cuda' if count else device or ('cuda' if torch.cuda.is_available() else 'cpu')
     cuda = device.startswith('cuda')
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device='cpu' if count else device)
     except (RuntimeError, AssertionError) as e:
         sys.exit(f'--device={device}: {str(e).splitlines()[0]}')
-    if cuda:
+    if cuda and not count:
         torch.cuda.set_device(torch.zeros(1, device=device).device)
     scripts, nets = scripts.split(','), nets or ('paper' if cuda else 'small')
     if set(scripts) - {'teacher', 'student', 'uag'} or nets not in NETS or n_critic < 2 or repeats < 1:
-        sys.exit('--scripts: of teacher, student and uag; --nets: paper, small or tiny; n_critic above 1, repeats above 0')
+        sys.exit('--scripts: of teacher, student and uag; --nets: paper, small or tiny; n_critic 2 or more, repeats 1')
     fast = 'all' if cuda else 'bf16'  # what the scripts can do by their flags
     everything = ('published,float32,apart,kept,anew,d_grads,zeros,bf16,fused,channels_last,bf16+fused,att,bf16+att,'
                   'switched,bf16+switched')
     if cuda:
-        everything += (',sync,compile,benchmark,graph,bf16+fused+compile,bf16+fused+graph,all,'
-                       'bf16+fused+compile+att,bf16+fused+graph+att,all+att,all+switched')
+        everything += (',sync,compile,benchmark,graph,bf16+fused+channels_last,bf16+fused+compile,bf16+fused+graph,'
+                       'all,bf16+fused+compile+att,bf16+fused+graph+att,all+att,all+switched')
+    if count or profile:
+        fast = 'bf16' if count or not cuda else 'bf16+fused+compile'
+        everything = 'published,float32,bf16,att,bf16+att,bf16+switched' if count else fast
     fits = dict(att=['student'], switched=['uag'])
     fits |= {o: ['teacher', 'student'] for o in ('published', 'zeros', 'apart', 'kept', 'anew', 'd_grads')}
     variants = [(v, set(v.split('+'))) for v in (variants or everything).split(',')]
     unknown = set().union(*(opts for _, opts in variants)) - set(OPTIONS if cuda else OPTIONS[:-3])
+    if count:  # of these an operation by itself knows nothing
+        unknown |= set().union(*(o for _, o in variants)) & {'compile', 'graph', 'benchmark', 'channels_last', 'all'}
     if unknown:
-        sys.exit(f"--variants: {', '.join(sorted(unknown))}: not one of {', '.join(OPTIONS)}, or not without a GPU")
+        sys.exit(f"--variants: {', '.join(sorted(unknown))}: not one of {', '.join(OPTIONS)}, or not without a GPU, or "
+                 'not with --count')
     runs = [(script, v, image_size or (64 if not cuda else 256 if script == 'uag' else 128),
              batch_size or (1 if script == 'uag' else 16)) for script in scripts for v, opts in variants
             if all(script in fits.get(o, scripts) for o in opts)]
     if scaling:
         runs = [('teacher', v, int(s), int(b)) for s in sizes.split(',') for b in batches.split(',')
                 for v in ('float32', fast)]
+    if profile:
+        runs = [next(run for run in runs if run[0] == script) for script in dict.fromkeys(run[0] for run in runs)]
     os.makedirs(out_dir, exist_ok=True)
     path = os.path.join(out_dir, 'scaling.json' if scaling else 'evaluation.json' if evaluation else 'bench.json')
+    if count or profile:
+        path = os.path.join(out_dir, 'count.json' if count else 'profile.json')
+        rows = print_counts(steps_of, runs, nets, n_critic) if count else print_profile(runs, nets, n_critic, device)
+        with open(path + '.tmp', 'w') as f:
+            json.dump(dict(device=device, torch=torch.__version__, nets=nets, config=config, rows=rows), f, indent=1)
+        os.replace(path + '.tmp', path)
+        print(path)
+        sys.exit()
     if evaluation:
         parts, ways = evaluation_parts(image_size or 128, batch_size or 16, nets, device, repeats)
         whole = sum(parts.values()) * 10000 + ways['eigvalsh']
@@ -443,7 +492,7 @@ if __name__ == '__main__':
 
     name = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
     peak = bf16_peak(device, 8192 if cuda and nets == 'paper' else 2048)
-    count, base, results = {}, {}, [{} for _ in runs]
+    n_flops, base, results = {}, {}, [{} for _ in runs]
     print(f'{name}, torch {torch.__version__}, {nets} nets, bf16 matrix product {peak / 1e12:.2f} TFLOP/s')
     print('script   variant                        px batch     it/s  spread    D ms    G ms    GB TFLOP/s of bf16    '
           '  x', flush=True)
@@ -455,8 +504,8 @@ if __name__ == '__main__':
                 if 'error' not in row:
                     measure(row, nets, n_critic, repeats // passes, device)
                 key = script, 'att' in variant.split('+'), size, batch
-                if key not in count:
-                    count[key] = flops(*key[:2], nets, size, batch, n_critic, device)
+                if key not in n_flops:
+                    n_flops[key] = flops(*key[:2], nets, size, batch, n_critic, device)
             except (RuntimeError, ValueError) as e:  # out of memory, or a speed-up that fails here: a result as well
                 row['error'] = str(e).splitlines()[0]
             if last and 'error' in row:
@@ -464,7 +513,7 @@ if __name__ == '__main__':
             elif last:
                 ms = {step: 1e3 * statistics.median(spans) for step, spans in row['each'].items()}
                 cycle_s = statistics.median(row['cycles'])
-                row |= dict(it_s=(1 if script == 'uag' else n_critic) / cycle_s, flops=count[key] / cycle_s,
+                row |= dict(it_s=(1 if script == 'uag' else n_critic) / cycle_s, flops=n_flops[key] / cycle_s,
                             spread=(max(row['cycles']) - min(row['cycles'])) / cycle_s, d_ms=ms['D'],
                             g_ms=ms['G'] if script == 'uag' else ms['DG'] - ms['D'])
                 row['x'] = row['it_s'] / base.setdefault((script, size, batch), row['it_s'])

@@ -1,13 +1,14 @@
-"""What the scripts do on a GPU: here on a stand-in for one (standin_gpu.py), and on a GPU where one is at hand."""
+"""What the scripts do on a GPU: here on a stand-in for one (without_gpu.py), and on a GPU where one is at hand."""
 
 import contextlib
 import json
 
+import bench
 import numpy as np
 import pytest
-import standin_gpu
 import torch
 import train_teacher
+import without_gpu
 from conftest import TINY, TINY_S, run
 from PIL import Image
 
@@ -18,7 +19,7 @@ UAG = ['--image_size=16', '--ngf=4', '--n_blocks=1', '--ndf=4', '--naf=4', '--d_
 
 
 def on_standin(*args, **kwargs):
-    return run('tests/standin_gpu.py', *args, **kwargs)
+    return run('tests/without_gpu.py', *args, **kwargs)
 
 
 def scripts(data, teacher, tmp_path):
@@ -74,7 +75,7 @@ def test_cuda_graph_wants_a_gpu(data, tmp_path):
 
 def test_the_standins_graph_is_as_strict_as_a_real_one():
     """Capturing changes nothing and computes nothing; numbers are frozen, tensors read anew; waiting is refused."""
-    x, total, number, graph = torch.ones(3), torch.zeros(3), 2.0, standin_gpu.CUDAGraph()
+    x, total, number, graph = torch.ones(3), torch.zeros(3), 2.0, without_gpu.CUDAGraph()
     with graph:
         y = x * number + torch.rand(3)
         total += y
@@ -89,14 +90,14 @@ def test_the_standins_graph_is_as_strict_as_a_real_one():
     x.fill_(10)
     graph.replay()
     assert (y >= 20).all() and torch.equal(total, want + y)
-    with pytest.raises(RuntimeError, match='capturing'), standin_gpu.CUDAGraph():
+    with pytest.raises(RuntimeError, match='capturing'), without_gpu.CUDAGraph():
         x.sum().item()
 
 
 def test_graphed_captures_the_third_call_and_again_when_told(monkeypatch):
     for name in ('Stream', 'CUDAGraph'):
-        monkeypatch.setattr(torch.cuda, name, getattr(standin_gpu, name))
-    monkeypatch.setattr(torch.cuda, 'current_stream', standin_gpu.Stream)
+        monkeypatch.setattr(torch.cuda, name, getattr(without_gpu, name))
+    monkeypatch.setattr(torch.cuda, 'current_stream', without_gpu.Stream)
     monkeypatch.setattr(torch.cuda, 'stream', lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, 'graph', lambda graph, stream: graph)
     ran, scale = [], [2.0]
@@ -134,6 +135,45 @@ def test_evaluate_on_cuda(data, teacher, tmp_path):
     on_standin('evaluate.py', ckpt, f'--input={tmp_path}/me.png', '--attrs=a', f'--out={tmp_path}/photos',
                '--device=cuda')
     assert len(list((tmp_path / 'photos').iterdir())) == 1
+
+
+def test_steps_wait_for_nothing_on_a_gpu():
+    """Counted on 'meta' tensors: as on the CPU, where autocast is the real one; published waits for each loss."""
+    cases = [('teacher', 'float32'), ('teacher', 'bf16'), ('student', 'bf16+att'), ('teacher', 'published'),
+             ('uag', 'float32'), ('uag', 'bf16'), ('uag', 'bf16+switched')]
+    for script, variant in cases:
+        opts, sizes = set(variant.split('+')), ('tiny', 16, 2, 2) if script != 'uag' else ('tiny', 24, 25, 2)
+        counts, cycle = without_gpu.gpu_count(bench.steps_of, script, opts, *sizes)
+        with without_gpu.GpuCounter('cpu') as counter:
+            steps, _, nets = bench.steps_of(script, opts | {'fused'}, *sizes, 'cpu')
+            for name in [*steps] + ['D'] * 3 * (script == 'uag'):
+                steps[name]()
+            for name in steps:
+                counter.reset()
+                with bench.FlopCounter() as flops:
+                    steps[name]()
+                found = counts[name]
+                waits = {'D': 4, 'DG': 7}[name] if variant == 'published' else 0
+                assert found['syncs'] == ['.item()'] * waits, (script, variant, name)
+                if 'uag' != script:  # there the pools' lots, and on a CPU bfloat16 without reflection padding
+                    assert [found[k] for k in ('kernels', 'bytes', 'peak')] == [
+                        counter.kernels, counter.bytes, counter.peak], (script, variant, name)
+                assert found['flops'] == flops.total > 0
+        trained = nets.values() if script == 'uag' else nets
+        weights = sum(p.nbytes for net in trained for p in net.parameters() if p.requires_grad)
+        assert min(found['peak'], found['live']) > 3 * weights  # and Adam's two means
+
+
+def test_what_waits_is_seen():
+    x, mask = torch.zeros(3, 4, device='meta'), torch.ones(3, device='meta') > 0
+    waits = [lambda: x.sum().item(), lambda: float(x[0, 0]), lambda: x.cpu(), lambda: torch.ones(2).to('meta'),
+             lambda: x[torch.tensor([0, 2])], lambda: x[:, [0, 2]], lambda: torch.tensor(1., device='meta'),
+             lambda: x[mask], lambda: x.nonzero(), lambda: x.copy_(torch.zeros(3, 4))]
+    free = [lambda: x[0] + 1, lambda: x * torch.tensor(2.), lambda: torch.rand(3, device='meta'), lambda: x[:2].clone()]
+    for k, f in enumerate(waits + free):
+        with without_gpu.GpuCounter() as counter, contextlib.suppress(NotImplementedError):  # a result without a shape
+            f()
+        assert len(counter.syncs) == (k < len(waits)), k
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

@@ -114,6 +114,21 @@ def test_compile_flag_of_the_scripts(teacher, tmp_path):
             assert close([*plain[net].values()], [*fast[net].values()], 1e-4), net
 
 
+def test_bench_counts_and_profiles(tmp_path):
+    args = ['tests/bench.py', '--nets=tiny', '--image_size=32', '--batch_size=2', f'--out_dir={tmp_path}']
+    out = run(*args, '--count=True', '--scripts=teacher', '--variants=published,bf16')
+    rows = json.load(open(tmp_path / 'count.json'))['rows']
+    assert 'not measured' in out and '4.6 .item()' in out and [len(r['syncs']) for r in rows] == [23, 0]
+    assert 0 < rows[1]['seconds'] < rows[0]['seconds'] < 1 and rows[1]['flops'] < rows[0]['flops']
+    assert 'compile' in run(*args, '--count=True', '--variants=compile', ok=False)
+    out = run(*args, '--profile=True', '--device=cpu', '--scripts=student,uag', '--variants=att,float32')
+    rows = json.load(open(tmp_path / 'profile.json'))['rows']
+    assert [(r['script'], r['variant']) for r in rows] == [('student', 'att'), ('uag', 'float32')]
+    for row in rows:
+        assert 'aten::convolution_backward' in [op['op'] for op in row['ops'][:12]]
+        assert all(op['op'][:85] in out and op['calls'] > 0 for op in row['ops'][:12])
+
+
 def test_bench_measures_and_writes(tmp_path):
     args = ['tests/bench.py', '--nets=tiny', '--batch_size=2', '--repeats=2', '--device=cpu', f'--out_dir={tmp_path}']
     out = run(*args, '--image_size=16', '--variants=float32,bf16+fused,att', '--scripts=student,uag,teacher')
