@@ -1,13 +1,14 @@
 # make demo       a teacher, a student without and one with attention loss, compared: 10 minutes on 2 CPU cores
 # make demo-uag   attention-guided translation of drawn fruit and its two ablations: 6 minutes on 2 CPU cores
 # make test       the test suite
-# make bench      speed of the training steps and of evaluate.py: 10 minutes on 2 CPU cores, in out/bench/
+# make bench      speed of the training steps and of evaluate.py, with profiles: 10 minutes on 2 CPU cores; out/bench/
+# make bench-gpu  that, the table against batch and image size, and the tests that need a GPU
 # make table1 table2 table3 table4 ablation   the paper's experiments, on prepared data and a GPU: see below
 # The demos and tests start from a fresh clone; demos and tables pick up where they were when run again.
 # `rm -rf out/demo out/demo-uag` starts the demos over.
 
 PY := .venv/bin/python
-.PHONY: demo demo-uag test bench clean
+.PHONY: demo demo-uag test bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.txt
@@ -24,8 +25,8 @@ DEMO_TRAIN = --n_critic=1 --lr=2e-3 --lambda_cls=5 --lambda_rec=70 --dtype=bfloa
 DEMO_S = train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1200 $(DEMO_TRAIN)
 demo: .venv/installed
 	$(PY) data/toyfaces/prepare.py --image_size=32 --balance=1 --n_train=8000 --n_val=200 --n_test=500 --dst=$(DEMO)/data
-	OMP_NUM_THREADS=2 $(PY) train_teacher.py --dataset=$(DEMO)/data --max_iters=3400 $(DEMO_TRAIN) --out_dir=$(DEMO)/T \
-	    --attrs=Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin \
+	OMP_NUM_THREADS=2 $(PY) train_teacher.py --dataset=$(DEMO)/data --out_dir=$(DEMO)/T $(DEMO_TRAIN) --max_iters=4000 \
+	    --attrs=Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin --lambda_cls=7 --lr=1.5e-3 \
 	    --conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4
 	export OMP_NUM_THREADS=1; $(PY) $(DEMO_S) --lambda_att=0 --out_dir=$(DEMO)/S-without & a=$$!; \
 	    $(PY) $(DEMO_S) --lambda_att=10 --out_dir=$(DEMO)/S-with && wait $$a
@@ -50,7 +51,13 @@ test: .venv/installed
 
 bench: .venv/installed
 	$(PY) tests/bench.py
+	$(PY) tests/bench.py --profile=True
+	$(PY) tests/bench.py --count=True
 	$(PY) tests/bench.py --evaluation=True --repeats=3
+
+bench-gpu: bench
+	$(PY) tests/bench.py --scaling=True
+	$(PY) -m pytest -q -rs tests/test_gpu.py tests/test_speed.py
 
 clean:
 	rm -rf out .venv

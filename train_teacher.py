@@ -67,7 +67,8 @@ device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
 dtype = 'float32'  # 'bfloat16' runs the nets under autocast; the penalty stays in float32 (GPU: cuDNN's TF32)
 compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes to
 #   start, and the steps were slower by a third
-cuda_graph = False  # GPU: each step as one CUDA graph, where launching kernels is what takes the time: small nets
+cuda_graph = False  # each step as one CUDA graph, launched at once: for nets whose kernels are shorter than their
+#   launches. Not tried on a GPU yet, but on a stand-in: first run `pytest tests/test_gpu.py` on yours
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
 # -----------------------------------------------------------------------------
 config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
@@ -209,13 +210,17 @@ def load_split(folder, meta, split, names):
 
 def to_float(x, size):
     """(B, H, W, 3) uint8 -> (B, 3, size, size) float32 in [-1, 1], averaged down by H // size."""
-    return F.avg_pool2d(x.permute(0, 3, 1, 2).float(), x.shape[1] // size) / 127.5 - 1
+    x = x.permute(0, 3, 1, 2).contiguous().float()  # laid out anew: D's convolutions are slower on an (H, W, 3)
+    return F.avg_pool2d(x, x.shape[2] // size) / 127.5 - 1
 
 
 def get_batch(x, y, i, size, device):
     """Rows i of the data: images (B, 3, size, size) in [-1, 1], flipped with probability 1/2, and labels (B, c_dim)."""
     flip = torch.rand(len(i)) < 0.5
-    x, y, flip = (t.to(device, non_blocking=True) for t in (x[i.to(x.device, non_blocking=True)], y[i], flip))
+    x = x[i.to(x.device, non_blocking=True)]
+    if x.device.type != torch.device(device).type:
+        x = x.pin_memory()  # else the copy would wait for the GPU
+    x, y, flip = (t.to(device, non_blocking=True) for t in (x, y[i], flip))
     x = to_float(x, size)
     return torch.where(flip[:, None, None, None], x.flip(3), x), y
 
@@ -458,8 +463,8 @@ if __name__ == '__main__':
         G, D = Generator(**g_args).to(device), no_zeros(Discriminator(**d_args).to(device))
     except ValueError as e:
         sys.exit(str(e))
-    fused = device_type == 'cuda' or None  # one kernel for all weights; None: as PyTorch does by itself
-    opt_G, opt_D = (torch.optim.Adam(net.parameters(), lr, (beta1, beta2), fused=fused, capturable=cuda_graph)
+    # fused: one kernel for all weights
+    opt_G, opt_D = (torch.optim.Adam(net.parameters(), lr, (beta1, beta2), fused=True, capturable=cuda_graph)
                     for net in (G, D))
     lr_now = torch.tensor(lr, device=device)  # where a CUDA graph looks it up
     bf16 = dtype == 'bfloat16'
@@ -480,7 +485,7 @@ if __name__ == '__main__':
             sys.exit(f"{ckpt_path} was made by {ckpt['script']}")
         for name, obj in (('G', G), ('D', D), ('opt_G', opt_G), ('opt_D', opt_D)):
             if name.startswith('opt'):
-                ckpt[name]['param_groups'][0].update(fused=fused, capturable=cuda_graph)  # which may differ from then
+                ckpt[name]['param_groups'][0].update(fused=True, capturable=cuda_graph)  # which may differ from then
             obj.load_state_dict(ckpt[name])
         torch.set_rng_state(ckpt['rng'])
         if device_type == 'cuda' and ckpt['rng_cuda'] is not None:
@@ -566,8 +571,10 @@ if __name__ == '__main__':
     t_start, t_data, t_aside = time.time(), 0.0, 0.0  # seconds waiting for data; spent on grids and checkpoints
     for it in range(start, max_iters):
         now = lr * min(1, 2 * (1 - it / max_iters))
+        if cuda_graph:
+            now = lr_now.fill_(now)
         for opt in (opt_G, opt_D):
-            opt.param_groups[0].update(lr=lr_now.fill_(now) if cuda_graph else now, betas=(beta1, beta2))
+            opt.param_groups[0].update(lr=now, betas=(beta1, beta2))
 
         # 1. data: real images with their labels; the target labels are the same ones, dealt anew
         t0 = time.time()
@@ -596,7 +603,7 @@ if __name__ == '__main__':
                 sys.exit(line)
             t_train = time.time() - t_start - t_aside
             rate, eta = (n - start) / t_train, datetime.timedelta(seconds=int((max_iters - n) / (n - start) * t_train))
-            gb = (torch.cuda.max_memory_allocated(device) if device_type == 'cuda' else
+            gb = (torch.cuda.max_memory_reserved(device) if device_type == 'cuda' else  # with what graphs keep
                   resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2 ** 30
             show = ' | '.join(net + ' ' + ' '.join(f'{name[2:]} {mean:8.3g}' for name, mean in zip(loss_names, means)
                                                    if name[0] == net) for net in ('DG' if n_g else 'D'))

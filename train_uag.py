@@ -75,7 +75,8 @@ beta2 = 0.999  # Adam
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
 dtype = 'float32'  # 'bfloat16' runs the nets under autocast, faster; maps and images stay in float32
 compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes
-cuda_graph = False  # GPU: each step as one CUDA graph, where launching kernels is what takes the time: small nets
+cuda_graph = False  # each step as one CUDA graph, launched at once: for nets whose kernels are shorter than their
+#   launches. Not tried on a GPU yet, but on a stand-in: first run `pytest tests/test_gpu.py` on yours
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
 # -----------------------------------------------------------------------------
 config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
@@ -225,6 +226,8 @@ def random_crops(x, n, size, device):
     i, flip = torch.randint(len(x), (n,)).tolist(), (torch.rand(n) < 0.5).to(device, non_blocking=True)
     top, left = torch.randint(x.shape[1] - size + 1, (2, n)).tolist()
     x = torch.stack([x[j, t:t + size, l:l + size] for j, t, l in zip(i, top, left)])
+    if x.device.type != torch.device(device).type:
+        x = x.pin_memory()  # else the copy would wait for the GPU
     x = x.to(device, non_blocking=True).permute(0, 3, 1, 2) / 127.5 - 1
     return torch.where(flip[:, None, None, None], x.flip(3), x)
 
@@ -552,8 +555,10 @@ if __name__ == '__main__':
     t_start, t_data, t_aside = time.time(), 0.0, 0.0  # seconds waiting for data; spent on grids and checkpoints
     for it in range(start, max_iters):
         now = lr * min(1, (max_iters - it) / max(decay_iters, 1))
+        if cuda_graph:
+            now = lr_now.fill_(now)
         for opt in (opt_G, opt_D):
-            opt.param_groups[0].update(lr=lr_now.fill_(now) if cuda_graph else now, betas=(beta1, beta2))
+            opt.param_groups[0].update(lr=now, betas=(beta1, beta2))
         if it >= switch_iter and attention and masked_d and not switched:
             switched = True  # and stays so, whatever a resumed run's --switch_epoch says
             switch(nets, freeze_attention, d_norm_after_switch)
@@ -589,7 +594,7 @@ if __name__ == '__main__':
                 sys.exit(line)
             t_train = time.time() - t_start - t_aside
             rate, eta = (n - start) / t_train, datetime.timedelta(seconds=int((max_iters - n) / (n - start) * t_train))
-            gb = (torch.cuda.max_memory_allocated(device) if device_type == 'cuda' else
+            gb = (torch.cuda.max_memory_reserved(device) if device_type == 'cuda' else  # with what graphs keep
                   resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2 ** 30
             show = {net: net for net in ('D_s', 'D_t', 'G')}
             for name, mean in zip(loss_names, means):

@@ -21,11 +21,12 @@ A variant is float32 or published, or speed-ups joined by +:
     float32        the script's step, as it is by default on a CPU
     bf16           --dtype=bfloat16
     compile        --compile=True
-    fused          Adam of all weights in one kernel (what the scripts do on a GPU)
     channels_last  D's weights in that layout
     graph          --cuda_graph=True, but for cuDNN's benchmark: GPU only
-    all            bf16, fused, compile, benchmark, graph: a GPU's --dtype=bfloat16 --compile=True --cuda_graph=True
+    all            bf16, compile, benchmark, graph: a GPU's --dtype=bfloat16 --compile=True --cuda_graph=True
     benchmark      cuDNN tries its algorithms and takes the fastest, as --cuda_graph=True has it: GPU only
+    unfused        Adam as PyTorch does it by itself, on a CPU weight by weight, not all weights in one kernel
+    nhwc           the real images in memory as they lie in the files, (H, W, 3)
     zeros          without no_zeros: the penalty takes zeros back through D
     apart          D on real and fake apart
     kept           a graph for the fake also where only D sees it
@@ -52,8 +53,6 @@ import numpy as np
 import scipy.linalg
 import torch
 import torchvision
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import evaluate
@@ -61,7 +60,7 @@ import train_student
 import train_teacher
 import train_uag
 from gradcam import GradCAM
-from without_gpu import print_counts
+from without_gpu import gpu_count, print_counts
 
 # -----------------------------------------------------------------------------
 scripts = 'teacher,student,uag'  # which training scripts
@@ -97,8 +96,8 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
 config = {k: globals()[k] for k in config_keys}  # saved with whatever this script makes
 # -----------------------------------------------------------------------------
 
-OPTIONS = ['published', 'float32', 'bf16', 'compile', 'fused', 'channels_last', 'zeros', 'apart', 'kept', 'anew',
-           'd_grads', 'sync', 'att', 'switched', 'benchmark', 'graph', 'all']  # the last three on a GPU only
+OPTIONS = ['published', 'float32', 'bf16', 'compile', 'unfused', 'nhwc', 'channels_last', 'zeros', 'apart', 'kept',
+           'anew', 'd_grads', 'sync', 'att', 'switched', 'benchmark', 'graph', 'all']  # the last three on a GPU only
 C_DIM = 7  # Table 1
 NETS = {  # (conv_dim, n_blocks) of T and S; (conv_dim, n_layers) of D; UAG's ngf, n_blocks, (ndf, n_layers), naf
     'paper': dict(T=(64, 6), S=(32, 3), D=(64, 6), uag=(32, 9, (64, 3), 32)),
@@ -157,12 +156,15 @@ def stargan_steps(script, opts, nets, size, batch, n_critic, device, compiled=to
     if 'channels_last' in opts:
         D.to(memory_format=torch.channels_last)
     hooks = [GradCAM(net.res[-1]) for net in (G_teacher, G)] if 'att' in opts else []
-    opt_G, opt_D = (torch.optim.Adam(net.parameters(), 1e-4, (0.5, 0.999), fused='fused' in opts or None,
-                                     capturable='graph' in opts) for net in (G, D))
+    fused = not opts & {'published', 'unfused'} or None
+    opt_G, opt_D = (torch.optim.Adam(net.parameters(), 1e-4, (0.5, 0.999), fused=fused, capturable='graph' in opts)
+                    for net in (G, D))
     bf16, G_fast, losses_of_D, losses_of_G = 'bf16' in opts, G, S.losses_of_D, S.losses_of_G
     if 'compile' in opts:
         G_fast, losses_of_D, losses_of_G = map(compiled, (G, losses_of_D, losses_of_G))
     x_real = (torch.rand(batch, 3, size, size) * 2 - 1).to(device)
+    if 'nhwc' in opts:
+        x_real = x_real.to(memory_format=torch.channels_last)
     c_org = (torch.rand(batch, C_DIM) < 0.5).float().to(device)
     c_trg = c_org.roll(1, 0)
 
@@ -218,12 +220,13 @@ def uag_steps(opts, nets, size, batch, device, compiled=torch.compile):
     tau = 0.1 if 'switched' in opts else None
     if 'switched' in opts:
         S.switch(net, True, False)
+    fused = device.startswith('cuda') or None
     opt_G, opt_D = (torch.optim.Adam([p for k in net if k[0] in of for p in net[k].parameters()], 1e-4, (0.5, 0.999),
-                                     fused='fused' in opts or None, capturable='graph' in opts) for of in ('GA', 'D'))
+                                     fused=fused, capturable='graph' in opts) for of in ('GA', 'D'))
     g_losses, d_losses = S.g_losses, S.d_losses
     if 'compile' in opts:
         g_losses, d_losses = compiled(g_losses), compiled(d_losses)
-    x_s, x_t = ((torch.rand(batch, 3, size, size) * 2 - 1).to(device) for _ in 'st')
+    x_s, x_t = ((torch.rand(batch, size, size, 3) * 2 - 1).to(device).permute(0, 3, 1, 2) for _ in 'st')
     pools, made = {k: S.Pool(50) for k in 'st'}, {}
     autocast = torch.autocast(device.split(':')[0], torch.bfloat16, enabled='bf16' in opts)
 
@@ -262,6 +265,12 @@ def uag_steps(opts, nets, size, batch, device, compiled=torch.compile):
     return {'G': G_step, 'D': D_step}, ['G', 'D'], net
 
 
+def options(variant):
+    """The set of OPTIONS that a variant names."""
+    opts = set(variant.split('+'))
+    return opts | ({'bf16', 'compile', 'benchmark', 'graph'} if 'all' in opts else set())
+
+
 def steps_of(script, opts, nets, size, batch, n_critic, device):
     """What stargan_steps or uag_steps makes."""
     return (uag_steps(opts, nets, size, batch, device) if script == 'uag' else
@@ -269,9 +278,9 @@ def steps_of(script, opts, nets, size, batch, n_critic, device):
 
 
 def peak_memory(device, reset=False):
-    """Peak of allocated GPU memory, or of this process, in GB since the last reset; nan where it cannot be reset."""
+    """Peak memory in GB since the last reset, of a GPU with what graphs keep, else of this process; nan: unknown."""
     if device.startswith('cuda'):
-        return torch.cuda.reset_peak_memory_stats() if reset else torch.cuda.max_memory_allocated() / 2 ** 30
+        return torch.cuda.reset_peak_memory_stats() if reset else torch.cuda.max_memory_reserved() / 2 ** 30
     try:
         if reset:
             with open('/proc/self/clear_refs', 'w') as f:
@@ -309,10 +318,11 @@ def timed(steps, cycle, repeats, device):
 
 def measure(row, nets, n_critic, repeats, device):
     """Runs what `row` names; adds to its lists of seconds: cycles, and each step by name; gb, and first_s to start."""
-    opts, script = set(row['variant'].split('+')), row['script']
-    opts |= {'bf16', 'fused', 'compile', 'benchmark', 'graph'} if 'all' in opts else set()
-    gc.collect()
+    opts, script = options(row['variant']), row['script']
     torch._dynamo.reset()
+    gc.collect()
+    if device.startswith('cuda'):
+        torch.cuda.empty_cache()
     torch.backends.cudnn.benchmark = 'benchmark' in opts
     peak_memory(device, reset=True)
     t0 = time.perf_counter()
@@ -326,27 +336,10 @@ def measure(row, nets, n_critic, repeats, device):
     row['gb'] = peak_memory(device)
 
 
-class FlopCounter(TorchDispatchMode):
-    """Adds up the floating point operations of what is run. FlopCounterMode's hooks fail on a gradient of gradients."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out, of = func(*args, **(kwargs or {})), flop_registry.get(func._overloadpacket)
-        self.total += of(*args, **(kwargs or {}), out_val=out) if of else 0
-        return out
-
-
-def flops(script, att, nets, size, batch, n_critic, device):
+def flops(script, att, nets, size, batch, n_critic):
     """Floating point operations of one cycle of the script's step: those of convolutions, forward and backward."""
-    opts = {'att'} if att else set()
-    steps, cycle, _ = steps_of(script, opts, nets, size, batch, n_critic, device)
-    count = {}
-    for name in steps:
-        with FlopCounter() as counter:
-            steps[name]()
-        count[name] = counter.total
-    return sum(count[name] for name in cycle)
+    counts, cycle = gpu_count(steps_of, script, {'att'} if att else set(), nets, size, batch, n_critic)
+    return sum(counts[name]['flops'] for name in cycle)  # counted without memory or values, whatever the size
 
 
 def print_profile(runs, nets, n_critic, device):
@@ -354,10 +347,11 @@ def print_profile(runs, nets, n_critic, device):
     rows, kinds, cuda = [], torch.profiler.ProfilerActivity, device.startswith('cuda')
     for script, variant, size, batch in runs:
         n = 10 if cuda else 2
-        steps, cycle, _ = steps_of(script, set(variant.split('+')), nets, size, batch, n_critic, device)
+        torch.backends.cudnn.benchmark = 'benchmark' in options(variant)
+        steps, cycle, _ = steps_of(script, options(variant), nets, size, batch, n_critic, device)
         timed(steps, cycle * 2, 1, device)  # warm-up
         with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA][:1 + cuda]) as prof:
-            timed(steps, cycle * n, 1, device)
+            timed(steps, cycle if cuda else cycle * n, 1, device)  # on a GPU it repeats them ten times
         time_of = 'self_device_time_total' if cuda else 'self_cpu_time_total'
         ops = [dict(op=e.key, calls=e.count / n, ms=getattr(e, time_of) / n / 1e3) for e in prof.key_averages()
                if not cuda or e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
@@ -410,6 +404,7 @@ def evaluation_parts(size, batch, nets, device, repeats):
         out['sqrtm'] = (((m1 - m2) ** 2).sum() + c1.trace() + c2.trace()).item() - 2 * np.trace(
             scipy.linalg.sqrtm((c1 @ c2).cpu().numpy()).real)
     ways = {'eigvalsh': lambda: out.update(eigvalsh=evaluate.frechet_distance(m1, c1, m2, c2)), 'scipy sqrtm': root}
+    evaluate.frechet_distance(m1, c1, m2, c2)  # warm-up, and waits for the covariances
     seconds, _ = zip(*(timed({way: f}, [way], 1, 'cpu') for way, f in ways.items()))
     print(f"distances {out['eigvalsh']:.6f} and {out['sqrtm']:.6f}, relative difference "
           f"{abs(out['eigvalsh'] / out['sqrtm'] - 1):.1e}")
@@ -445,16 +440,17 @@ if __name__ == '__main__':
     if set(scripts) - {'teacher', 'student', 'uag'} or nets not in NETS or n_critic < 2 or repeats < 1:
         sys.exit('--scripts: of teacher, student and uag; --nets: paper, small or tiny; n_critic 2 or more, repeats 1')
     fast = 'all' if cuda else 'bf16'  # what the scripts can do by their flags
-    everything = ('published,float32,apart,kept,anew,d_grads,zeros,bf16,fused,channels_last,bf16+fused,att,bf16+att,'
+    everything = ('published,float32,apart,kept,anew,d_grads,zeros,nhwc,unfused,channels_last,bf16,att,bf16+att,'
                   'switched,bf16+switched')
     if cuda:
-        everything += (',sync,compile,benchmark,graph,bf16+fused+channels_last,bf16+fused+compile,bf16+fused+graph,'
-                       'all,bf16+fused+compile+att,bf16+fused+graph+att,all+att,all+switched')
+        everything += (',sync,compile,benchmark,graph,bf16+nhwc,bf16+channels_last,bf16+compile,bf16+graph,all,'
+                       'bf16+compile+att,bf16+graph+att,all+att,all+switched')
     if count or profile:
-        fast = 'bf16' if count or not cuda else 'bf16+fused+compile'
+        fast = 'bf16' if count or not cuda else 'bf16+compile'
         everything = 'published,float32,bf16,att,bf16+att,bf16+switched' if count else fast
     fits = dict(att=['student'], switched=['uag'])
-    fits |= {o: ['teacher', 'student'] for o in ('published', 'zeros', 'apart', 'kept', 'anew', 'd_grads')}
+    fits |= {o: ['teacher', 'student'] for o in
+             ('published', 'zeros', 'nhwc', 'unfused', 'apart', 'kept', 'anew', 'd_grads')}
     variants = [(v, set(v.split('+'))) for v in (variants or everything).split(',')]
     unknown = set().union(*(opts for _, opts in variants)) - set(OPTIONS if cuda else OPTIONS[:-3])
     if count:  # of these an operation by itself knows nothing
@@ -505,9 +501,11 @@ if __name__ == '__main__':
                     measure(row, nets, n_critic, repeats // passes, device)
                 key = script, 'att' in variant.split('+'), size, batch
                 if key not in n_flops:
-                    n_flops[key] = flops(*key[:2], nets, size, batch, n_critic, device)
+                    n_flops[key] = flops(*key[:2], nets, size, batch, n_critic)
             except (RuntimeError, ValueError) as e:  # out of memory, or a speed-up that fails here: a result as well
-                row['error'] = str(e).splitlines()[0]
+                row['error'] = (str(e) or type(e).__name__).splitlines()[0]
+                if 'captur' in str(e):  # in this process nothing can be trusted from here on
+                    sys.exit(f"{script} {variant}: {row['error']}: leave it out by --variants=")
             if last and 'error' in row:
                 print(f'{script:8s} {variant:28s} {size:4d} {batch:5d} {row["error"]}', flush=True)
             elif last:
@@ -521,6 +519,13 @@ if __name__ == '__main__':
                       f'{row["d_ms"]:7.1f} {row["g_ms"]:7.1f} {row["gb"]:5.1f} {row["flops"] / 1e12:7.2f} '
                       f'{row["flops"] / peak:7.1%} {row["x"]:6.2f}', flush=True)
     result = dict(device=name, torch=torch.__version__, nets=nets, config=config, bf16_peak=peak, rows=results)
+    for script, att in (('teacher', False), ('student', False), ('student', True)) if not scaling else ():
+        done = [row for row in results if 'it_s' in row and row['script'] == script
+                and ('att' in row['variant'].split('+')) == att]
+        if done:
+            best = max(done, key=lambda row: row['it_s'])
+            minutes = 200000 / best['it_s'] / 60
+            print(f"fastest  {script} {best['variant']}: 200,000 iterations take {minutes:.0f} minutes")
     teachers = [row for row in results if row['script'] == 'teacher' and 'it_s' in row]
     if teachers and not scaling:
         best = max(teachers, key=lambda row: row['it_s'])

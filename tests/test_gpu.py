@@ -90,8 +90,9 @@ def test_the_standins_graph_is_as_strict_as_a_real_one():
     x.fill_(10)
     graph.replay()
     assert (y >= 20).all() and torch.equal(total, want + y)
-    with pytest.raises(RuntimeError, match='capturing'), without_gpu.CUDAGraph():
-        x.sum().item()
+    for wait in (lambda: x.sum().item(), lambda: x[x > 0], lambda: x.nonzero(), lambda: x.unique()):
+        with pytest.raises(RuntimeError, match='capturing'), without_gpu.CUDAGraph():
+            wait()
 
 
 def test_graphed_captures_the_third_call_and_again_when_told(monkeypatch):
@@ -117,7 +118,8 @@ def test_bench_on_cuda(tmp_path):
     args = ['tests/bench.py', '--device=cuda', '--nets=tiny', '--image_size=16', '--batch_size=2', '--n_critic=2',
             '--repeats=1', f'--out_dir={tmp_path}']
     variants = set()
-    for more in (['--scripts=uag'], ['--scripts=student,teacher', '--variants=published,sync,graph,all,all+att']):
+    for more in (['--scripts=uag'],
+                 ['--scripts=student,teacher', '--variants=published,sync,unfused+graph,all,all+att']):
         out = on_standin(*args, *more, threads=1)
         rows = json.load(open(tmp_path / 'bench.json'))['rows']
         assert not [row for row in rows if 'error' in row]
@@ -145,20 +147,20 @@ def test_steps_wait_for_nothing_on_a_gpu():
         opts, sizes = set(variant.split('+')), ('tiny', 16, 2, 2) if script != 'uag' else ('tiny', 24, 25, 2)
         counts, cycle = without_gpu.gpu_count(bench.steps_of, script, opts, *sizes)
         with without_gpu.GpuCounter('cpu') as counter:
-            steps, _, nets = bench.steps_of(script, opts | {'fused'}, *sizes, 'cpu')
+            steps, _, nets = bench.steps_of(script, opts, *sizes, 'cpu')
             for name in [*steps] + ['D'] * 3 * (script == 'uag'):
                 steps[name]()
             for name in steps:
                 counter.reset()
-                with bench.FlopCounter() as flops:
-                    steps[name]()
+                steps[name]()
                 found = counts[name]
                 waits = {'D': 4, 'DG': 7}[name] if variant == 'published' else 0
                 assert found['syncs'] == ['.item()'] * waits, (script, variant, name)
-                if 'uag' != script:  # there the pools' lots, and on a CPU bfloat16 without reflection padding
+                # not of published, which a CPU lays out in another way, nor of UAG: its pools draw lots
+                if script != 'uag' and variant != 'published':
                     assert [found[k] for k in ('kernels', 'bytes', 'peak')] == [
                         counter.kernels, counter.bytes, counter.peak], (script, variant, name)
-                assert found['flops'] == flops.total > 0
+                assert found['flops'] == counter.flops > 0
         trained = nets.values() if script == 'uag' else nets
         weights = sum(p.nbytes for net in trained for p in net.parameters() if p.requires_grad)
         assert min(found['peak'], found['live']) > 3 * weights  # and Adam's two means
@@ -184,5 +186,7 @@ def test_fast_paths_train_as_the_plain_one_on_a_gpu(script, flags, data, teacher
     for name, more in (('start', ['--lr=1e-12']), ('plain', []), ('fast', flags.split())):
         run(*args, f'--out_dir={tmp_path}/{name}', *more)
         # biases before a norm do nothing: their gradient is rounding, of which Adam makes whole steps
-        w[name] = torch.cat([v.flatten() for k, v in nets(tmp_path / name).items() if k.endswith('weight')])
-    assert torch.cosine_similarity(w['plain'] - w['start'], w['fast'] - w['start'], 0) > 0.95
+        weights = {k: v.flatten() for k, v in nets(tmp_path / name).items() if k.endswith('weight')}
+        w[name] = {of: torch.cat([v for k, v in weights.items() if k[0] == of]) for of in {k[0] for k in weights}}
+    for of, start in w['start'].items():  # each by itself: D has most of the weights
+        assert torch.cosine_similarity(w['plain'][of] - start, w['fast'][of] - start, 0) > 0.9, of

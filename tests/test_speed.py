@@ -11,6 +11,7 @@ import pytest
 import torch
 import train_teacher
 from conftest import ROOT, TINY, TINY_S, run
+from without_gpu import GpuCounter
 
 AOT = functools.partial(torch.compile, backend='aot_eager', fullgraph=True)  # all of torch.compile but making kernels
 # a training script whose torch.compile is that one: `python -c AOT_SCRIPT script --key=value ...`
@@ -52,21 +53,21 @@ def test_no_zeros_leaves_out_a_third_of_the_penalty_and_nothing_else():
     seen = []
     for _ in range(2):
         D.zero_grad()
-        with bench.FlopCounter() as counter:
+        with GpuCounter('cpu') as counter:
             out = [*D(x[0]), train_teacher.gradient_penalty(D, *x, alpha)]
             sum(o.square().sum() for o in out).backward()
-        seen.append((counter.total, [*out, *(p.grad for p in D.parameters())]))
+        seen.append((counter.flops, [*out, *(p.grad for p in D.parameters())]))
         train_teacher.no_zeros(D)
     assert all(map(torch.equal, seen[0][1], seen[1][1]))
-    with bench.FlopCounter() as counter:
+    with GpuCounter('cpu') as counter:
         D(x[0])
-    assert 1.5 < (seen[0][0] - seen[1][0]) / counter.total < 2.1  # input's and weight's gradients of the zeros
+    assert 1.5 < (seen[0][0] - seen[1][0]) / counter.flops < 2.1  # input's and weight's gradients of the zeros
 
 
 def test_flop_counter():
-    with bench.FlopCounter() as counter:
+    with GpuCounter('cpu') as counter:
         torch.nn.Conv2d(3, 5, 3, padding=1)(torch.zeros(2, 3, 8, 8))
-    assert counter.total == 2 * 2 * 5 * 64 * 27
+    assert counter.flops == 2 * 2 * 5 * 64 * 27
 
 
 @pytest.mark.parametrize('script,opts', [('teacher', ()), ('student', ('att',))])
@@ -114,6 +115,12 @@ def test_compile_flag_of_the_scripts(teacher, tmp_path):
             assert close([*plain[net].values()], [*fast[net].values()], 1e-4), net
 
 
+def test_images_are_laid_out_as_convolutions_want_them():
+    x = torch.zeros(5, 16, 16, 3, dtype=torch.uint8)
+    for size in (16, 8):
+        assert train_teacher.get_batch(x, torch.zeros(5, 2), torch.tensor([1, 3]), size, 'cpu')[0].is_contiguous()
+
+
 def test_bench_counts_and_profiles(tmp_path):
     args = ['tests/bench.py', '--nets=tiny', '--image_size=32', '--batch_size=2', f'--out_dir={tmp_path}']
     out = run(*args, '--count=True', '--scripts=teacher', '--variants=published,bf16')
@@ -131,10 +138,10 @@ def test_bench_counts_and_profiles(tmp_path):
 
 def test_bench_measures_and_writes(tmp_path):
     args = ['tests/bench.py', '--nets=tiny', '--batch_size=2', '--repeats=2', '--device=cpu', f'--out_dir={tmp_path}']
-    out = run(*args, '--image_size=16', '--variants=float32,bf16+fused,att', '--scripts=student,uag,teacher')
+    out = run(*args, '--image_size=16', '--variants=float32,bf16+nhwc,att', '--scripts=student,uag,teacher')
     result = json.load(open(tmp_path / 'bench.json'))
     assert [(r['script'], r['variant']) for r in result['rows']][:4] == [
-        ('student', 'float32'), ('student', 'bf16+fused'), ('student', 'att'), ('uag', 'float32')]
+        ('student', 'float32'), ('student', 'bf16+nhwc'), ('student', 'att'), ('uag', 'float32')]
     for row in result['rows']:
         n = 1 if row['script'] == 'uag' else 5
         assert len(row['cycles']) == 2 and row['it_s'] == pytest.approx(2 * n / sum(row['cycles']), rel=1e-6)

@@ -5,8 +5,9 @@ What can be seen of a GPU without one: a stand-in to run the scripts on, and a c
 
 The stand-in: device 'cuda' is the CPU, streams and events do nothing, torch.compile neither. A CUDA graph is as strict
 as a real one: the operations seen while it is captured change nothing and leave no values behind; replaying runs these
-very operations on the same memory, without any Python between; one that would wait for the device raises. It cannot
-show kernels, their speed, their rounding, memory a graph uses twice, order between streams, tensors on two devices.
+very operations on the same memory, without any Python between; .item(), masks and what else has a size that depends
+on values raise. It cannot show other waits (.tolist(), .cpu(), lists copied to the device), kernels, their speed, their
+rounding, memory a graph uses twice, order between streams, tensors on two devices: for some of it there is the count.
 
 The count (`python tests/bench.py --count=True`): the steps run on 'meta' tensors, which have a size and no values.
 """
@@ -33,13 +34,19 @@ class CudaIsCpu(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         def cpu(v):
-            is_device = isinstance(v, torch.device) or isinstance(v, str) and v.split(':')[0] == 'cuda'
-            return 'cpu' if is_device else v
+            return 'cpu' if isinstance(v, (str, torch.device)) and str(v).split(':')[0] == 'cuda' else v
         return func(*map(cpu, args), **{k: cpu(v) for k, v in (kwargs or {}).items()})
 
 
 def storage(t):
     return t.untyped_storage()._cdata
+
+
+def waits(func, args):
+    """Does the operation need values to know what it returns, or how much? Then the CPU has to wait for the GPU."""
+    name, tags = func._overloadpacket.__name__, {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    masks = any(torch.is_tensor(t) and t.dtype in (torch.bool, torch.uint8) for t in tree_leaves(args[1:2]))
+    return masks if name.startswith(('index', '_index')) else bool(tags & {*func.tags})
 
 
 class CUDAGraph(TorchDispatchMode):
@@ -49,7 +56,7 @@ class CUDAGraph(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+        if waits(func, args):
             raise RuntimeError(f'CUDA error: operation not permitted when stream is capturing: {func}')
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if func._schema.is_mutable:
@@ -117,7 +124,8 @@ def install():
     cuda.set_device = set_device
     cuda.mem_get_info = lambda device=None: (2 ** 37, 2 ** 37)
     cuda.get_device_name = lambda device=None: 'stand-in'
-    cuda.max_memory_allocated, cuda.reset_peak_memory_stats = lambda device=None: 2 ** 30, lambda device=None: None
+    cuda.max_memory_allocated = cuda.max_memory_reserved = lambda device=None: 2 ** 30
+    cuda.reset_peak_memory_stats, cuda.empty_cache = lambda device=None: None, lambda: None
     cuda.get_rng_state = lambda device: torch.get_rng_state()
     cuda.set_rng_state = lambda state, device: torch.set_rng_state(state)
     cuda.Stream, cuda.Event, cuda.CUDAGraph = Stream, Event, CUDAGraph
@@ -198,10 +206,7 @@ class GpuCounter(TorchDispatchMode):
         kwargs, name = kwargs or {}, func._overloadpacket.__name__
         given = [t for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)]
         here = [t for t in given if t.device.type == self.device]
-        masks = any(torch.is_tensor(t) and t.dtype in (torch.bool, torch.uint8) for t in tree_leaves(args[1:2]))
-        tags = {*func.tags} if name != 'index' else set()
-        if here and (tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} or
-                     masks and name.startswith(('index', '_index'))):
+        if here and waits(func, args):
             self.syncs.append('.item()' if name == '_local_scalar_dense' else name)
             if name == '_local_scalar_dense':
                 return 0.0
@@ -236,11 +241,12 @@ def gpu_count(steps_of, script, opts, nets, size, batch, n_critic):
 
     Adam is the fused one in all of them. Between CPU and 'meta' what goes wrong between CPU and GPU does as well.
     """
-    counts, fused = {}, 'torch.optim.optimizer._get_fused_kernels_supported_devices'
-    with unittest.mock.patch('torch.autocast', Autocast), unittest.mock.patch(fused, lambda: ['meta']):
+    counts, Adam, fused, patch = {}, torch.optim.Adam, {'fused': True}, unittest.mock.patch
+    with (patch('torch.autocast', Autocast), patch('torch.optim.Adam', lambda *args, **kw: Adam(*args, **kw | fused)),
+          patch('torch.optim.optimizer._get_fused_kernels_supported_devices', lambda: ['meta'])):
         with GpuCounter() as counter:
             with torch.device('meta'):
-                steps, cycle, _ = steps_of(script, opts | {'fused'}, nets, size, batch, n_critic, 'meta')
+                steps, cycle, _ = steps_of(script, opts, nets, size, batch, n_critic, 'meta')
             fill = 50 // batch + 1 if script == 'uag' else 0
             for name in [*steps] + ['D'] * fill:  # makes Adam's state, fills the pools
                 steps[name]()
