@@ -69,8 +69,9 @@ def test_the_script_gives_the_teacher_its_labels_and_takes_its_score(hair, tmp_p
 
     class Spy(GradCAM):
         def __call__(self, y, *args, **kwargs):
-            g = sys._getframe(1).f_globals  # the script's variables at this moment
-            G_T, D_T, step = g['G_teacher'], g['D_teacher'], y.dim() == 2
+            frame, step = sys._getframe(1), y.dim() == 2
+            g = frame.f_globals | (frame.f_back.f_locals if step else {})  # the script's variables, and those of step()
+            G_T, D_T = g['G_teacher'], g['D_teacher']
             alike = [{'b': 'a', 'c': 'e', 'f': 'd'}[name] for name in g['names']]
             c_pse = torch.stack([g['c_trg'][:, alike.index(name)] for name in 'dae'], 1)
             with torch.no_grad():
