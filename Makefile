@@ -1,7 +1,7 @@
 # make demo       a teacher, a student without and one with attention loss, compared: 10 minutes on 2 CPU cores
 # make demo-uag   attention-guided translation of drawn fruit and its two ablations: 6 minutes on 2 CPU cores
 # make test       the test suite
-# make bench      speed of the training steps and of evaluate.py, with profiles: 10 minutes on 2 CPU cores; out/bench/
+# make bench      speed of the training steps and of evaluate.py, with profiles: 7 minutes on 2 CPU cores; out/bench/
 # make bench-gpu  that, the table against batch and image size, and the tests that need a GPU
 # make table1 table2 table3 table4 ablation   the paper's experiments, on prepared data and a GPU: see below
 # The demos and tests start from a fresh clone; demos and tables pick up where they were when run again.

@@ -8,7 +8,7 @@ Measures the training steps: iterations/s, ms of D and G step, peak memory, FLOP
     python tests/bench.py --profile=True                                   # which operations take a step's time
     python tests/bench.py --count=True                                     # what a GPU has to do for it; needs none
 
-One table on the screen and all figures in out_dir/bench.json (count.json). On two CPU cores 8 minutes, at 64 px with
+One table on the screen and all figures in out_dir/bench.json (count.json). On two CPU cores 5 minutes, at 64 px with
 small nets; on a GPU the paper's nets and sizes, and a good part of the time is torch.compile's. Times are medians over
 repeats, the spread is (max - min) / median. x is the speed over the first row of its script, at the same n_critic.
 FLOP/s are those of the script's step in every row, so useful ones.
