@@ -84,7 +84,7 @@ beta2 = 0.999  # Adam
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
 dtype = 'float32'  # 'bfloat16' runs the nets under autocast; penalty and D_teacher stay in float32 (GPU: cuDNN's TF32)
 compile = False  # torch.compile of the steps, for long runs on a GPU: not tried there yet; on a CPU it takes minutes to
-#   start, and the steps were slower by a third
+#   start, and the steps were slower by a fifth
 cuda_graph = False  # each step as one CUDA graph, launched at once: for nets whose kernels are shorter than their
 #   launches. Not tried on a GPU yet, but on a stand-in: first run `pytest tests/test_gpu.py` on yours
 seed = 0  # on a CPU the same command with the same seed gives the same checkpoint

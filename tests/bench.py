@@ -329,6 +329,8 @@ def measure(row, nets, n_critic, repeats, device):
     steps, cycle, _ = steps_of(script, opts, nets, row['size'], row['batch'], n_critic, device)
     for step in [*steps.values()] * (4 if device.startswith('cuda') else 1):  # warm-up; the third captures a graph
         step()
+    if device.startswith('cuda'):
+        torch.cuda.synchronize()
     row.setdefault('first_s', time.perf_counter() - t0)
     total, each = timed(steps, cycle, repeats, device)
     row['cycles'] = row.get('cycles', []) + total
@@ -488,7 +490,7 @@ if __name__ == '__main__':
 
     name = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
     peak = bf16_peak(device, 8192 if cuda and nets == 'paper' else 2048)
-    n_flops, base, results = {}, {}, [{} for _ in runs]
+    n_flops, base, results, failed = {}, {}, [{} for _ in runs], False
     print(f'{name}, torch {torch.__version__}, {nets} nets, bf16 matrix product {peak / 1e12:.2f} TFLOP/s')
     print('script   variant                        px batch     it/s  spread    D ms    G ms    GB TFLOP/s of bf16    '
           '  x', flush=True)
@@ -497,6 +499,8 @@ if __name__ == '__main__':
         for (script, variant, size, batch), row in zip(runs, results):
             row |= dict(script=script, variant=variant, size=size, batch=batch)
             try:
+                if failed:
+                    raise RuntimeError('not run: after the failed capture of a graph nothing in this process is sure')
                 if 'error' not in row:
                     measure(row, nets, n_critic, repeats // passes, device)
                 key = script, 'att' in variant.split('+'), size, batch
@@ -504,8 +508,7 @@ if __name__ == '__main__':
                     n_flops[key] = flops(*key[:2], nets, size, batch, n_critic)
             except (RuntimeError, ValueError) as e:  # out of memory, or a speed-up that fails here: a result as well
                 row['error'] = (str(e) or type(e).__name__).splitlines()[0]
-                if 'captur' in str(e):  # in this process nothing can be trusted from here on
-                    sys.exit(f"{script} {variant}: {row['error']}: leave it out by --variants=")
+                failed = failed or 'captur' in str(e)
             if last and 'error' in row:
                 print(f'{script:8s} {variant:28s} {size:4d} {batch:5d} {row["error"]}', flush=True)
             elif last:

@@ -124,6 +124,9 @@ def test_bench_on_cuda(tmp_path):
         rows = json.load(open(tmp_path / 'bench.json'))['rows']
         assert not [row for row in rows if 'error' in row]
         variants |= {row['script'] + ' ' + row['variant'] for row in rows}
+    on_standin(*args, '--scripts=teacher', '--variants=sync+graph,float32', threads=1)  # .item() in a graph
+    rows = json.load(open(tmp_path / 'bench.json'))['rows']
+    assert 'capturing' in rows[0]['error'] and 'not run' in rows[1]['error']
     assert 'from GPU' in out and {'uag graph', 'uag compile', 'uag benchmark', 'uag all+switched', 'student all+att',
                                   'teacher all'} <= variants
 

@@ -130,7 +130,7 @@ def install():
     cuda.set_rng_state = lambda state, device: torch.set_rng_state(state)
     cuda.Stream, cuda.Event, cuda.CUDAGraph = Stream, Event, CUDAGraph
     cuda.current_stream, cuda.stream = lambda device=None: Stream(), lambda stream: contextlib.nullcontext()
-    cuda.graph = lambda graph, pool=None, stream=None: graph
+    cuda.graph = lambda graph, stream: graph
     autocast, load = torch.autocast, torch.load
     torch.load = lambda path, map_location, **kwargs: load(path, map_location='cpu', **kwargs)
     torch.autocast = lambda device_type, *args, **kwargs: autocast('cpu', *args, **kwargs)
@@ -176,7 +176,7 @@ class Autocast(TorchFunctionMode):
 
 
 class GpuCounter(TorchDispatchMode):
-    """Of the operations on `device`: how many, FLOP, bytes, the seconds an H200 needs at least, and what waits.
+    """Of the operations on `device`: how many, FLOP, bytes, seconds at the speed of an H200's data sheet, what waits.
 
     Each reads its arguments and writes its results once; views and empty memory cost nothing. syncs: what makes the CPU
     wait for the GPU, or copies between them. live, peak: bytes of the tensors made while counting, now and at most.
