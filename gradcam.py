@@ -11,6 +11,7 @@ generator and weighs the feature maps F of its last residual block with the grad
 """
 
 import torch
+import torch.nn.functional as F
 
 
 class GradCAM:
@@ -58,3 +59,14 @@ class GradCAM:
         """Takes the hook off the module again."""
         self.handle.remove()
         self.feat = None
+
+
+def overlay(x, A):
+    """Maps A (B, h, w), each on the scale of its own maximum, over grey images x (B, 3, H, W) in [-1, 1] -> like x."""
+    A = F.interpolate(A[:, None], x.shape[2:], mode='bilinear')[:, 0]
+    A = A / A.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    # inferno: its lightness rises steadily, so the map reads in greyscale and with colour blindness too
+    stops = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], device=x.device)
+    low = (A * 4).long().clamp(max=3)
+    heat = torch.lerp(stops[low] / 127.5 - 1, stops[low + 1] / 127.5 - 1, (A * 4 - low)[..., None]).permute(0, 3, 1, 2)
+    return 0.4 * x.mean(1, keepdim=True) + 0.6 * heat
