@@ -1,5 +1,6 @@
 """Shared by the tests: the repository on the import path, one command runner, tiny data sets."""
 
+import atexit
 import functools
 import json
 import os
@@ -9,15 +10,15 @@ import tempfile
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-
-
 # A process that has torch loaded and forks for each command: to import it anew would be most of the tests' time.
 ZYGOTE = """
 import json, os, runpy, sys, traceback
-import numpy, torch, torchvision
+import numpy, scipy.stats, torch, torchvision
+torch.set_num_threads(1)
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()
@@ -27,8 +28,6 @@ for line in sys.stdin:
         sys.stdin = open(0)
         os.chdir(job['cwd'])
         sys.argv, sys.path[0], code = job['args'], os.path.dirname(os.path.abspath(job['args'][0])), 0
-        if job['threads']:
-            torch.set_num_threads(job['threads'])
         try:
             runpy.run_path(job['args'][0], run_name='__main__')
         except SystemExit as e:  # as the interpreter does it
@@ -47,31 +46,39 @@ for line in sys.stdin:
 
 @functools.cache
 def zygote():
-    return subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(lambda: (process.stdin.close(), process.wait()))  # so that `time` counts what it did
+    return process
 
 
-def run(*args, ok=True, cwd=ROOT, env=None, threads=0):
+def run(*args, ok=True, cwd=ROOT, env=None, threads=1):
     """Runs `python args...` -> what it printed. With ok=False it must fail with exit code 1 and one line on stderr.
 
-    env starts a fresh interpreter with these variables; without it the command is forked off one that is running.
+    On one thread, forked off a running interpreter; env, or code by -c, starts a fresh one.
     """
     if env or str(args[0]).startswith('-'):
         done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True,
-                              env={**os.environ, **(env or {})})
+                              env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
         code, out, err = done.returncode, done.stdout, done.stderr
     else:
         with tempfile.TemporaryDirectory() as folder:
-            job = dict(args=[*map(str, args)], cwd=str(cwd), threads=threads, out=folder + '/out', err=folder + '/err')
+            job = dict(args=[*map(str, args)], cwd=str(cwd), out=folder + '/out', err=folder + '/err')
             zygote().stdin.write(json.dumps(job) + '\n')
             zygote().stdin.flush()
             code = int(zygote().stdout.readline())
             out, err = (open(path, errors='replace').read() for path in (job['out'], job['err']))
-    if ok:
-        assert code == 0, out + err
-        return out + err
-    assert code == 1, (code, out, err)
-    assert 'Traceback' not in err and len(err.strip().splitlines()) == 1, err
-    return err.strip()
+    assert code == (0 if ok else 1), (code, out, err)
+    assert ok or 'Traceback' not in err and len(err.strip().splitlines()) == 1, err
+    return out + err if ok else err.strip()
+
+
+def equal(a, b):
+    """Dicts, lists, tensors, numbers: the same bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
 def make_data(folder, attrs='a,b,c', label='multi', n=24, size=16, seed=0):
@@ -102,8 +109,7 @@ def data(tmp_path_factory):
 
 
 TINY = ['--attrs=all', '--conv_dim=4', '--n_blocks=1', '--d_conv_dim=4', '--d_n_layers=3', '--batch_size=4',
-        '--n_critic=2', '--max_iters=4', '--log_interval=2', '--sample_interval=2', '--ckpt_interval=2',
-        '--n_samples=2', '--device=cpu']
+        '--n_critic=2', '--max_iters=4', '--log_interval=2', '--sample_interval=2', '--ckpt_interval=2', '--device=cpu']
 TINY_S = [arg for arg in TINY if not arg.startswith(('--attrs', '--conv_dim', '--d_'))] + ['--conv_dim=2']  # a student
 
 

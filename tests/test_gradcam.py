@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gradcam import GradCAM
+from gradcam import GradCAM, overlay
 from train_student import Discriminator, Generator
 
 
@@ -47,7 +47,7 @@ def test_gradient_of_the_map_by_finite_differences(cam):
         A = hook(D(G(x, c))[1].gather(1, torch.tensor([[0], [1]])), create_graph=True)
         return (A * weights).sum()
 
-    for name in ('down.0.weight', 'res.1.conv2.weight', 'up.0.weight', 'out.0.weight'):
+    for name in ('down.0.weight', 'res.1.main.3.weight', 'up.0.weight', 'out.0.weight'):
         p = dict(G.named_parameters())[name]
         analytic, = torch.autograd.grad(score(), p)
         direction = torch.randn_like(p)
@@ -68,7 +68,7 @@ def test_pooled_gradient_vanishes_at_the_inner_convolution_but_not_at_the_block(
     """Why the block is hooked: behind the block's last convolution instance norm removes any constant (alpha = 0)."""
     G, D, x, c = nets(2)
     alphas = {}
-    for name, module in (('conv', G.res[-1].conv2), ('block', G.res[-1])):
+    for name, module in (('conv', G.res[-1].main[3]), ('block', G.res[-1])):
         hook = GradCAM(module)
         y = D(G(x, c))[1][:, 0]
         alphas[name] = torch.autograd.grad(y.sum(), hook.feat)[0].mean((2, 3)).abs().max()
@@ -101,3 +101,12 @@ def test_hook_leaves_the_output_alone_and_comes_off():
 def test_unknown_cam():
     with pytest.raises(ValueError, match='gradcam'):
         GradCAM(torch.nn.Identity(), 'cam')
+
+
+def test_overlay_shows_the_maximum_brightest_whatever_the_scale():
+    x, A = torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 4)
+    A[0, 1, 2] = 3e-9
+    shown = overlay(x, A)
+    assert shown.shape == x.shape and shown.abs().max() <= 1 and torch.isfinite(overlay(x, 0 * A)).all()
+    assert shown.mean(1)[0].argmax() in [(r * 16 + c) for r in range(4, 8) for c in range(8, 12)]
+    assert torch.allclose(shown, overlay(x, 1e9 * A), atol=1e-5)

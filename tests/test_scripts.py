@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, run
 
 BANNER = '# ' + '-' * 77
-SCRIPTS = sorted(os.path.relpath(p, ROOT) for p in
-                 glob.glob(ROOT + '/*.py') + glob.glob(ROOT + '/data/*/prepare.py') if not p.endswith('gradcam.py'))
-TRAIN = [s for s in SCRIPTS if s.startswith('train_')]
+TRAIN = ['train_teacher.py', 'train_student.py', 'train_uag.py']  # not a glob: a user's copy is free to differ
+SCRIPTS = [*TRAIN, 'evaluate.py', 'tests/bench.py', *sorted(os.path.relpath(p, ROOT) for p in
+                                                            glob.glob(ROOT + '/data/*/prepare.py'))]
 
 
 def text(path):
@@ -24,60 +24,68 @@ def definitions(path):
             if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
 
 
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_override_block_is_identical(script):
-    assert text(script).split(BANNER)[2] == text('train_teacher.py').split(BANNER)[2]
+def test_override_block_is_identical():
+    for script in SCRIPTS:
+        assert text(script).split(BANNER)[2] == text('train_teacher.py').split(BANNER)[2], script
 
 
-@pytest.mark.parametrize('script', TRAIN + ['evaluate.py'])
-def test_functions_and_classes_of_one_name_are_the_same_text(script):
-    for other in TRAIN:
-        for name in definitions(script).keys() & definitions(other).keys():
-            if 'train_uag.py' in (script, other) and name in ('ResidualBlock', 'Generator', 'Discriminator'):
-                continue  # UAG has other nets
-            assert definitions(script)[name] == definitions(other)[name], f'{name} differs between {script} and {other}'
+def test_functions_and_classes_of_one_name_are_the_same_text():
+    teacher, student, uag = map(definitions, TRAIN)
+    shared = teacher.keys() & student.keys()
+    assert shared >= {'ResidualBlock', 'Generator', 'Discriminator', 'gradient_penalty', 'cls_loss', 'get_batch', 'Graphed'}
+    assert teacher.keys() - shared == {'warm_start'}
+    assert teacher.keys() & uag.keys() >= {'Graphed', 'find_data', 'load_ckpt', 'or_exit'}
+    for name in shared:
+        assert teacher[name] == student[name], name
+    for name in teacher.keys() & uag.keys() - {'ResidualBlock', 'Generator', 'Discriminator'}:  # UAG has other nets
+        assert teacher[name] == uag[name], name
+    main = [text(script).split("__main__':\n")[1] for script in TRAIN[:2]]  # d_step, eq. (4), is the same
+    d_step = [part[part.index('    def d_step('):part.index('    def ', part.index('    def d_step(') + 9)] for part in main]
+    assert d_step[0] == d_step[1] and 'gradient_penalty' in d_step[0]
 
 
-def test_teacher_and_student_share_their_nets_and_losses():
-    names, student = definitions('train_teacher.py').keys(), definitions('train_student.py').keys()
-    assert {'ResidualBlock', 'Generator', 'Discriminator', 'gradient_penalty', 'cls_loss'} <= names
-    assert names - {'load_official'} <= student
+def test_what_a_forward_pass_uses_stands_in_the_section_that_checkpoints_are_compared_by():
+    for script, functions in zip(TRAIN, (set(), set(), {'conv', 'translate', 'init_weights'})):
+        nets = text(script).partition('\n# nets\n')[2].partition('\n# data\n')[0]
+        names = {n.name for n in ast.parse(text(script)).body if isinstance(n, ast.ClassDef)} - {'Graphed'}
+        assert {n.name for n in ast.parse(nets).body} == names | functions, script
 
 
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_help_prints_docstring_and_block(script):
-    out = run(script, '--help')
-    assert ast.get_docstring(ast.parse(text(script))).splitlines()[0] in out
-    assert text(script).split(BANNER)[1].strip() in out
+def test_student_differs_from_teacher_by_the_paper_and_little_else():
+    import difflib
+    lines = difflib.ndiff(*(text(script).splitlines() for script in TRAIN[:2]))
+    assert sum(line[:2] in ('- ', '+ ') for line in lines) <= 190  # diff finds less: 180
 
 
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_every_knob_has_a_comment(script):
-    block = text(script).split(BANNER)[1].strip().splitlines()
-    for line in block:
-        assert '#' in line, f'{script}: {line}'
+def test_help_and_comments():
+    for script in SCRIPTS:
+        block = text(script).split(BANNER)[1].strip()
+        assert all('#' in line for line in block.splitlines()), script  # every knob has a comment
+    for script in ('train_student.py', 'data/toyfaces/prepare.py'):
+        out = run(script, '--help')
+        assert ast.get_docstring(ast.parse(text(script))).splitlines()[0] in out
+        assert text(script).split(BANNER)[1].strip() in out
 
 
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_importing_reads_no_arguments_and_runs_nothing(script):
-    code = (f"import sys, importlib.util as u; sys.argv += ['--nonsense']; sys.path.insert(0, {ROOT!r})\n"
-            f"s = u.spec_from_file_location('m', {script!r}); m = u.module_from_spec(s); s.loader.exec_module(m)\n"
-            f"print('fine')")
-    assert run('-c', code).strip().endswith('fine')
+def test_importing_reads_no_arguments_and_runs_nothing():
+    code = f"import sys, importlib.util as u; sys.argv += ['--nonsense']; sys.path.insert(0, {ROOT!r})\n"
+    for script in SCRIPTS:
+        code += f"s = u.spec_from_file_location('m', {script!r}); s.loader.exec_module(u.module_from_spec(s))\n"
+    assert run('-c', code + "print('fine')").strip() == 'fine'
 
 
 @pytest.mark.parametrize('arg,says', [
     ('--lambda_at=5', 'lambda_att'),  # near match
-    ('--n_block=5', 'n_blocks'),
     ('--qqqqqq=1', 'batch_size'),  # nothing near: all of them
     ('lambda_att=5', 'not a --key=value'),
     ('--lambda_att', 'not a --key=value'),
-    ('--max_iters=many', 'wants a int, like 200000'),
-    ('--max_iters=1.5', 'wants a int'),
+    ('--max_iters=1.5', 'wants a int, finite, not below 0, like 200000'),
+    ('--max_iters=-1', 'not below 0'),
     ('--lr=fast', 'wants a float'),
-    ('--resume=yes', 'wants a bool, like False'),
+    ('--lr=nan', 'finite'),
+    ('--lr=inf', 'finite'),
+    ('--resume=yes', 'wants a bool'),
     ('--config_keys=1', 'not a --key=value'),  # only names of the block are keys
-    ('--cast=1', 'not a --key=value'),
     ('--np=1', 'not a --key=value')])
 def test_override_errors(arg, says):
     assert says in run('train_student.py', arg, ok=False)
@@ -88,13 +96,16 @@ def test_override_values(tmp_path):
     script = tmp_path / 'probe.py'
     script.write_text('"""Probe."""\nimport difflib\nimport sys\n' + BANNER + "\nlr = 1e-4  # x\nout_dir = 'a'  # x\n"
                       "flag = True  # x\nn = 3  # x\n" + BANNER + text('train_teacher.py').split(BANNER)[2] + BANNER
-                      + '\nprint(config, {k: globals()[k] for k in config} == config)\n')
-    out = run(script, '--lr=1', '--out_dir=2024', '--flag=False', '--n=5', '--n=-7')
-    assert out.strip() == "{'lr': 1.0, 'out_dir': '2024', 'flag': False, 'n': -7} True"
+                      + '\nprint({k: globals()[k] for k in config_keys})\n')
+    out = run(script, '--lr=1', '--out_dir=2024', '--flag=False', '--n=5', '--n=7')
+    assert out.strip() == "{'lr': 1.0, 'out_dir': '2024', 'flag': False, 'n': 7}"
     assert "'out_dir': 'a=b=c'" in run(script, '--out_dir=a=b=c')
     assert "'out_dir': ''" in run(script, '--out_dir=')
 
 
-@pytest.mark.parametrize('script', SCRIPTS + ['gradcam.py'])
-def test_width(script):
-    assert max(map(len, text(script).splitlines())) <= 120
+@pytest.mark.parametrize('script,lines', [('train_teacher.py', 390), ('train_student.py', 450), ('train_uag.py', 450),
+                                          ('evaluate.py', 650), ('gradcam.py', 80)])
+def test_a_script_is_read_in_one_sitting(script, lines):
+    found = text(script).splitlines()
+    assert len(found) <= lines and max(map(len, found)) <= 120
+    assert sum(len(line) > 110 for line in found) < len(found) / 3
