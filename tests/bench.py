@@ -1,27 +1,25 @@
 """
 How fast is training? Runs the training scripts as they are, on images of noise, and compares variants of each.
 
-    python tests/bench.py                                                     # `make bench`
-    python tests/bench.py --variants=student,student+gradcam+bf16             # these
-    python tests/bench.py --variants=teacher --repeats=1 --profile=True       # which operations take the time
+    python tests/bench.py                                                # `make bench`
+    python tests/bench.py --variants=student,student+gradcam+bf16        # these
 
 A variant is teacher, student or uag, and may go on, joined by +, with
     published   teacher: StarGAN's training step as its authors wrote it, in the script's loop
-    gradcam     student: with the attention loss, lambda_att 10; hirescam: with that map; else without the loss
+    gradcam     student: with the attention loss, lambda_att 10; else without it
     switched    UAG: behind the switch, where A is frozen and D sees masked images; else before it
     bf16        --dtype=bfloat16
     graph       --cuda_graph=True: GPU only
 
-Measured is the time from log line to log line: data, D step, G step. it/s is the median over repeats, the
-spread (max - min) / median. CPU ms are user and system time of an iteration on all cores together, which neighbours
-disturb less. x is the speed over the script's first variant, by the clock and by CPU time; machines differ, ratios
-less. On a CPU each repeat is a process of its own and the variants take turns, 5 minutes in all; on a GPU repeats
-follow each other in one process, once the graphs are captured. Prints a table, writes out_dir/bench.json.
+Measured is the time from log line to log line: it/s is the median over repeats, spread is (max - min) / median, CPU ms
+those of an iteration on all cores together, which neighbours disturb less, x the speed over the script's first variant.
+On a CPU each repeat is a process of its own and the variants take turns; on a GPU repeats follow each other in one,
+once the graphs are captured. Prints a table, writes out_dir/bench.json.
 """
 
 import concurrent.futures
 import contextlib
-import difflib
+import difflib  # for the overrides
 import json
 import logging
 import multiprocessing
@@ -40,34 +38,16 @@ variants = ''  # comma-separated; '': all that make sense on the device
 sizes = ''  # 'paper' 128 px, T 64/6, S 32/3, UAG 256 px; 'small' 64 px, T 32/3, S 16/1; '': paper on a GPU, else small
 repeats = 5  # of which median and spread are taken
 iters = 0  # iterations of a repeat, a multiple of 5, for one in five has a G step; 0: 50 on a GPU, else 5
-profile = False  # also prints the 12 operations that take most of the time, set-up included; slower
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
-seed = 0  # of images, weights and what is drawn
 out_dir = 'out/bench'  # the JSON goes there
 # -----------------------------------------------------------------------------
-config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
-cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
-for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overrides the block above
-    if arg in ('-h', '--help'):
-        print(__doc__ + open(__file__).read().split('# ' + '-' * 77)[1])
-        sys.exit()
-    key, eq, val = arg.removeprefix('--').partition('=')
-    if not arg.startswith('--') or not eq or key not in config_keys:
-        close = difflib.get_close_matches(key, config_keys) or config_keys
-        sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
-    try:
-        val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or 0 <= val < float('inf')
-        globals()[key] = val
-    except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, not below 0, like {globals()[key]!r}")
-# -----------------------------------------------------------------------------
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# --key=value overrides the block above, as in every script
+exec(open(os.path.join(ROOT, 'train_teacher.py')).read().split('# ' + '-' * 77)[2])
+
 FLAGS = {'teacher': '--attrs=all', 'student': '--lambda_att=0', 'uag': '--switch_at=1',  # of two the last counts
-         'published': '', 'gradcam': '--lambda_att=10', 'hirescam': '--lambda_att=10 --cam=hirescam',
          'switched': '--switch_at=0 --tau=0.5',  # for fresh maps, which are about 1/2 everywhere
-         'bf16': '--dtype=bfloat16', 'graph': '--cuda_graph=True'}
+         'published': '', 'gradcam': '--lambda_att=10', 'bf16': '--dtype=bfloat16', 'graph': '--cuda_graph=True'}
 SIZES = {  # pixels of the labelled images, of the unpaired ones, which are cropped; flags of the scripts
     'paper': (128, 286, dict(teacher='', student='', uag='')),
     'small': (64, 72, dict(teacher='--conv_dim=32 --n_blocks=3 --d_conv_dim=32', student='--conv_dim=16 --n_blocks=1',
@@ -75,60 +55,26 @@ SIZES = {  # pixels of the labelled images, of the unpaired ones, which are crop
     'tiny': (16, 20, dict(teacher='--conv_dim=4 --n_blocks=1 --d_conv_dim=4 --d_n_layers=3 --batch_size=4',
                           student='--conv_dim=2 --n_blocks=1 --batch_size=4',
                           uag='--image_size=16 --ngf=4 --n_blocks=1 --ndf=4 --d_n_layers=1 --naf=4'))}
-LOOP = '    start, last_log, t_start = it, it, time.time()\n'  # where a script has set everything up
+# StarGAN's own step (its solver.py), as changes to train_teacher.py: D called apart for real and fake, with leaky_relu,
+# a graph for the fake though D does not use it, gradients for both nets, Adam as it comes, and .item() of each loss
+PUBLISHED = {
+    'torch.where(x > 0, x, 0.01 * x)': 'F.leaky_relu(x, 0.01)', ', fused=True, capturable=cuda_graph': '',
+    'with torch.no_grad():\n                x_fake': 'if True:\n                x_fake',
+    '= D(torch.cat([x_real, x_fake]))': '= map(torch.cat, zip(D(x_real), D(x_fake.detach())))',
+    'opt_D.zero_grad()\n        d_loss': 'opt_D.zero_grad(), opt_G.zero_grad()\n        d_loss',
+    'opt_G.zero_grad()\n        g_loss': 'opt_G.zero_grad(), opt_D.zero_grad()\n        g_loss',
+    'D.requires_grad_(False)': 'pass', 'd_sum.add_(torch.stack(': 'd_sum.add_(torch.tensor([v.item() for v in ',
+    'g_sum.add_(torch.stack(': 'g_sum.add_(torch.tensor([v.item() for v in ', ']).detach())': ']], device=device))'}
 
 
-def published(script):
-    """StarGAN's own steps and optimisers for train_teacher.py, whose globals `script` is. Same nets, losses, data and
-    random numbers, but as in its solver.py: D called apart for real and fake, with leaky_relu, a graph for the fake
-    though D does not use it, gradients for both nets, Adam as it comes, and .item() of each loss."""
-    G, D, lambda_cls, lambda_rec, lambda_gp = (script[k] for k in ('G', 'D', 'lambda_cls', 'lambda_rec', 'lambda_gp'))
-    opt_G, opt_D = (torch.optim.Adam(net.parameters(), script['lr'], (0.5, 0.999)) for net in (G, D))  # not fused
-
-    def judge(x):
-        for conv in D.down:
-            x = torch.nn.functional.leaky_relu(conv(x), 0.01)  # the penalty takes zeros back through D
-        return D.src(x), D.cls(x).flatten(1)
-
-    def update(opt, loss, *losses):
-        opt_G.zero_grad()  # of both nets, as reset_grad() there
-        opt_D.zero_grad()
-        loss.backward()
-        opt.step()
-        script['d_sum' if opt is opt_D else 'g_sum'] += torch.tensor([l.item() for l in losses], device=loss.device)
-
-    def d_step(x_real, c_org, c_trg):
-        out_src, out_cls = judge(x_real)
-        d_loss_real, d_loss_cls = -out_src.mean(), script['cls_loss'](out_cls, c_org, True)
-        x_fake = G(x_real, c_trg)  # with a graph, for nothing
-        d_loss_fake = judge(x_fake.detach())[0].mean()
-        alpha = torch.rand(len(x_real), 1, 1, 1, device=x_real.device)
-        x_hat = (alpha * x_real + (1 - alpha) * x_fake).detach().requires_grad_()
-        out_src = judge(x_hat)[0]
-        grad, = torch.autograd.grad(out_src, x_hat, torch.ones_like(out_src), create_graph=True)
-        d_loss_gp = ((grad.flatten(1).square().sum(1).sqrt() - 1) ** 2).mean()  # NaN at 0
-        update(opt_D, d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp,
-               d_loss_real, d_loss_fake, d_loss_cls, d_loss_gp)
-
-    def g_step(x_real, c_org, c_trg):
-        x_fake = G(x_real, c_trg)
-        out_src, out_cls = judge(x_fake)
-        g_loss_fake, g_loss_cls = -out_src.mean(), script['cls_loss'](out_cls, c_trg, True)
-        g_loss_rec = (x_real - G(x_fake, c_org)).abs().mean()
-        update(opt_G, g_loss_fake + lambda_rec * g_loss_rec + lambda_cls * g_loss_cls,
-               g_loss_fake, g_loss_rec, g_loss_cls)
-
-    return dict(opt_G=opt_G, opt_D=opt_D, d_step=d_step, g_step=g_step)
-
-
-def train(variant, flags, n, profile):
+def train(variant, flags, n):
     """Runs the script in this process up to its n-th log line -> of each line: seconds, CPU seconds, its numbers."""
-    os.environ['KINETO_LOG_LEVEL'] = '99'  # or the profiler complains that there is no GPU
     lines, path = [], os.path.join(ROOT, f"train_{variant.split('+')[0]}.py")
     source = open(path).read()
-    if 'published' in variant:
-        before, after = source.split(LOOP)
-        source = before + '    globals().update(published(globals()))\n' + LOOP + after
+    for old, new in PUBLISHED.items() if 'published' in variant else ():
+        assert old in source, f'{path} has no {old}'
+        source = source.replace(old, new)
+
     class Clock(logging.Handler):
         def emit(self, record):
             assert 'the switch waits' not in record.getMessage(), 'UAG did not switch'
@@ -140,18 +86,15 @@ def train(variant, flags, n, profile):
 
     logging.basicConfig(level=logging.INFO, handlers=[Clock()])  # so that the script's own call does nothing
     sys.argv, sys.path[0] = [path, *flags], ROOT  # as on the command line
-    with torch.profiler.profile() if profile else contextlib.nullcontext() as prof, contextlib.suppress(EOFError):
-        exec(compile(source, path, 'exec'), {'__name__': '__main__', '__file__': path, 'published': published})
-    if profile:
-        order = 'self_device_time_total' if torch.cuda.is_initialized() else 'self_cpu_time_total'
-        print(variant, prof.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=50), flush=True)
+    with contextlib.suppress(EOFError):
+        exec(compile(source, path, 'exec'), {'__name__': '__main__', '__file__': path})
     return lines
 
 
 if __name__ == '__main__':
     cuda = torch.cuda.is_available() and device != 'cpu'
     sizes, iters = sizes or ('paper' if cuda else 'small'), iters or (50 if cuda else 5)
-    names = 'teacher teacher+published teacher+bf16 student student+gradcam student+hirescam uag uag+switched'.split()
+    names = 'teacher teacher+published teacher+bf16 student student+gradcam uag uag+switched'.split()
     if cuda:
         names += [v + '+graph' for v in names if v != 'teacher+published'] + ['student+gradcam+bf16+graph']
     names = variants.split(',') if variants else names
@@ -165,7 +108,7 @@ if __name__ == '__main__':
     rows, first = [dict(variant=v, seconds=[], cpu_seconds=[]) for v in names], {}
 
     with tempfile.TemporaryDirectory() as tmp:
-        rng, (face, pair, nets) = np.random.default_rng(seed), SIZES[sizes]
+        rng, (face, pair, nets) = np.random.default_rng(0), SIZES[sizes]
         for name, px in dict(train=face, test=face, trainA=pair, testA=pair, trainB=pair, testB=pair).items():
             x = rng.integers(0, 256, (64 if 'train' in name else 1, px, px, 3), dtype=np.uint8)  # 1: small grids
             np.save(f'{tmp}/{name}_x.npy', x)
@@ -175,13 +118,13 @@ if __name__ == '__main__':
 
         def run(variant, *more):
             parts, its = variant.split('+'), 4 * iters if 'uag' in variant else iters  # UAG's are short
-            flags = [f'--dataset={tmp}', f'--device={device}', f'--seed={seed}', f'--log_interval={its}',
-                     '--sample_interval=1000000', '--ckpt_interval=1000000', *nets[parts[0]].split()]
+            flags = [f'--dataset={tmp}', f'--device={device}', f'--log_interval={its}', '--sample_interval=1000000',
+                     '--ckpt_interval=1000000', *nets[parts[0]].split()]
             flags += [f'--teacher={tmp}/T/ckpt.pt'] * ('student' in parts) + ' '.join(map(FLAGS.get, parts)).split()
             with (tempfile.TemporaryDirectory(dir=tmp) as out,
                   concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context(start)) as pool):
                 flags += [f'--out_dir={out}', *more]
-                return its, pool.submit(train, variant, flags, n + 1, profile and not more).result()
+                return its, pool.submit(train, variant, flags, n + 1).result()
 
         run('teacher', '--max_iters=0', f'--out_dir={tmp}/T')  # for the students: time does not ask for training
         for row in rows * rounds:

@@ -1,4 +1,4 @@
-"""Shared by the tests: the repository on the import path, one command runner, tiny data sets."""
+"""Shared by the tests: the repository on the import path, one command runner, tiny data sets and trained nets."""
 
 import atexit
 import functools
@@ -14,10 +14,14 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-# A process that has torch loaded and forks for each command: to import it anew would be most of the tests' time.
+# A process that has torch loaded and forks for each command: to import it anew would be most of the tests' time, and
+# so would be timing nets for half a second each, as evaluate.py does.
 ZYGOTE = """
 import json, os, runpy, sys, traceback
 import numpy, scipy.stats, torch, torchvision
+from torch.utils.benchmark import Timer
+timed = Timer.blocked_autorange
+Timer.blocked_autorange = lambda timer, min_run_time: timed(timer, min_run_time=0.01)
 torch.set_num_threads(1)
 for line in sys.stdin:
     job = json.loads(line)
@@ -27,6 +31,7 @@ for line in sys.stdin:
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), fd)
         sys.stdin = open(0)
         os.chdir(job['cwd'])
+        os.environ.update(job['env'])
         sys.argv, sys.path[0], code = job['args'], os.path.dirname(os.path.abspath(job['args'][0])), 0
         try:
             runpy.run_path(job['args'][0], run_name='__main__')
@@ -51,25 +56,22 @@ def zygote():
     return process
 
 
-def run(*args, ok=True, cwd=ROOT, env=None, threads=1):
-    """Runs `python args...` -> what it printed. With ok=False it must fail with exit code 1 and one line on stderr.
-
-    On one thread, forked off a running interpreter; env, or code by -c, starts a fresh one.
-    """
-    if env or str(args[0]).startswith('-'):
-        done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True,
-                              env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
-        code, out, err = done.returncode, done.stdout, done.stderr
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            job = dict(args=[*map(str, args)], cwd=str(cwd), out=folder + '/out', err=folder + '/err')
-            zygote().stdin.write(json.dumps(job) + '\n')
-            zygote().stdin.flush()
-            code = int(zygote().stdout.readline())
-            out, err = (open(path, errors='replace').read() for path in (job['out'], job['err']))
+def run(*args, ok=True, cwd=ROOT, env=None):
+    """Runs `python args...`, on one thread -> what it printed; with ok=False it must end in code 1 and one line."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = dict(args=[*map(str, args)], cwd=str(cwd), out=folder + '/out', err=folder + '/err', env=env or {})
+        zygote().stdin.write(json.dumps(job) + '\n')
+        zygote().stdin.flush()
+        code = int(zygote().stdout.readline())
+        out, err = (open(path, errors='replace').read() for path in (job['out'], job['err']))
     assert code == (0 if ok else 1), (code, out, err)
     assert ok or 'Traceback' not in err and len(err.strip().splitlines()) == 1, err
     return out + err if ok else err.strip()
+
+
+def ckpt(folder):
+    """The checkpoint of a run."""
+    return torch.load(os.path.join(folder, 'ckpt.pt'), map_location='cpu', weights_only=True)
 
 
 def equal(a, b):
@@ -81,9 +83,19 @@ def equal(a, b):
     return torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
-def make_data(folder, attrs='a,b,c', label='multi', n=24, size=16, seed=0):
+class Evil:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def make_data(folder, attrs='a,b,c', label='multi', n=24, size=16):
     """A tiny attribute set: column k of the labels brightens a quarter of the image, which is also its region."""
-    rng, attrs = np.random.default_rng(seed), attrs.split(',')
+    rng, attrs = np.random.default_rng(0), attrs.split(',')
     os.makedirs(folder, exist_ok=True)
     for split in ('train', 'val', 'test'):
         y = rng.integers(0, 2, (n, len(attrs)), dtype=np.uint8)
@@ -103,14 +115,35 @@ def make_data(folder, attrs='a,b,c', label='multi', n=24, size=16, seed=0):
     return str(folder)
 
 
-@pytest.fixture(scope='session')
-def data(tmp_path_factory):
-    return make_data(str(tmp_path_factory.mktemp('data') / 'tiny'))
+def make_pairs(folder):
+    """Two domains of 20 px noise, reddish and bluish, the object their left half: 4 iterations of one are an epoch."""
+    rng = np.random.default_rng(0)
+    os.makedirs(folder)
+    for name, n, channel in (('trainA', 4, 0), ('trainB', 3, 2), ('testA', 2, 0), ('testB', 3, 2)):
+        x = rng.integers(0, 128, (n, 20, 20, 3), dtype=np.uint8)
+        x[..., channel] += 127
+        np.save(f'{folder}/{name}_x.npy', x)
+        np.save(f'{folder}/{name}_m.npy', np.repeat([[[1] * 10 + [0] * 10] * 20], n, 0).astype(np.uint8))
+    with open(f'{folder}/meta.json', 'w') as f:
+        json.dump(dict(dataset='pairs', label='unpaired', image_size=20, domains=['red', 'blue'], counts={}), f)
+    return str(folder)
 
 
 TINY = ['--attrs=all', '--conv_dim=4', '--n_blocks=1', '--d_conv_dim=4', '--d_n_layers=3', '--batch_size=4',
         '--n_critic=2', '--max_iters=4', '--log_interval=2', '--sample_interval=2', '--ckpt_interval=2', '--device=cpu']
 TINY_S = [arg for arg in TINY if not arg.startswith(('--attrs', '--conv_dim', '--d_'))] + ['--conv_dim=2']  # a student
+TINY_U = ['--image_size=16', '--ngf=4', '--n_blocks=1', '--ndf=4', '--naf=4', '--d_n_layers=2', '--pool_size=3',
+          '--lr=1e-3', '--log_interval=2', '--sample_interval=4', '--ckpt_interval=4', '--device=cpu', '--tau=0.45']
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    return make_data(str(tmp_path_factory.mktemp('data') / 'tiny'))
+
+
+@pytest.fixture(scope='session')
+def pairs(tmp_path_factory):
+    return make_pairs(str(tmp_path_factory.mktemp('data') / 'pairs'))
 
 
 @pytest.fixture(scope='session')
@@ -119,3 +152,17 @@ def teacher(data, tmp_path_factory):
     out = tmp_path_factory.mktemp('teacher')
     run('train_teacher.py', f'--dataset={data}', f'--out_dir={out}', *TINY)
     return out
+
+
+@pytest.fixture(scope='session')
+def student(teacher, tmp_path_factory):
+    """Its tiny student's, with attention loss."""
+    out = tmp_path_factory.mktemp('student')
+    run('train_student.py', f'--teacher={teacher}/ckpt.pt', f'--out_dir={out}', *TINY_S)
+    return out
+
+
+@pytest.fixture(scope='session')
+def evaluation(tmp_path_factory):
+    """Flags that make evaluate.py quick; its classifiers are kept."""
+    return ['--device=cpu', '--clf_epochs=1', '--inception=none', f"--clf_dir={tmp_path_factory.mktemp('clf')}"]

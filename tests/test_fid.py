@@ -17,26 +17,23 @@ from evaluate import FID_URL, distances, inception_features, load_inception, sta
 from train_student import load_nets, set_attr
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def weights(tmp_path_factory):
     """A file in the layout of the published one (old format, torchvision's keys), with random weights."""
     with torch.device('meta'):
         net = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
     generator, state = torch.Generator().manual_seed(0), {}
     for name, v in net.state_dict().items():
-        if name.endswith('num_batches_tracked'):
-            continue
-        state[name] = torch.randn(v.shape, generator=generator) * 0.2 + name.endswith(('bn.weight', 'running_var'))
-        if name.endswith('running_var'):
-            state[name] = state[name].abs() + 0.3
-        if v.dim() == 4:  # keeps the size of activations about the same from layer to layer
-            state[name] *= 5 * (2 / v[0].numel()) ** 0.5
+        w = torch.randn(v.shape, generator=generator) * 0.2 + name.endswith(('bn.weight', 'running_var'))
+        if not name.endswith('num_batches_tracked'):  # 5 and the root keep activations of a size from layer to layer
+            w = w.abs() + 0.3 if name.endswith('running_var') else w
+            state[name] = w * 5 * (2 / v[0].numel()) ** 0.5 if v.dim() == 4 else w
     path = tmp_path_factory.mktemp('inception') / 'random.pth'
     torch.save(state, path, _use_new_zipfile_serialization=False)
     return str(path)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def net(weights):
     return load_inception(weights, 'cpu')
 
@@ -51,51 +48,47 @@ def bilinear(x, size):
     return x
 
 
+def average(x):
+    count = F.avg_pool2d(torch.ones_like(x), 3, 1, 1)  # of 9 pixels under the window: 4, 6 or 9 are the image's
+    return F.avg_pool2d(x, 3, 1, 1) / count
+
+
+POOLS = {'average': average, 'max': lambda x: F.max_pool2d(x, 3, 1, 1), 'max/2': lambda x: F.max_pool2d(x, 3, 2)}
+
+
 def reference(state, image):
     """The 2048 features of one image (H, W, 3) uint8, in float64, out of nothing but the file's tensors."""
-    def conv(x, name, stride=1, padding=0):
-        mean, var, scale, shift = (state[f'{name}.bn.{k}'].double()[:, None, None]
-                                   for k in ('running_mean', 'running_var', 'weight', 'bias'))
-        x = F.conv2d(x, state[name + '.conv.weight'].double(), stride=stride, padding=padding)
-        return ((x - mean) / (var + 0.001).sqrt() * scale + shift).clamp_min(0)
-
-    def chain(x, block, *layers):
-        for name, *how in layers:
-            x = conv(x, f'{block}.{name}', *how)
+    def chain(x, path, padded=True):  # of layers; those with /2 have stride 2, no padding, the others keep the size
+        for name in path.split():
+            if name.split('.')[-1] in POOLS:
+                x = POOLS[name.split('.')[-1]](x)
+                continue
+            name, stride = name.removesuffix('/2'), 1 + name.endswith('/2')
+            mean, var, scale, shift = (state[f'{name}.bn.{k}'].double()[:, None, None]
+                                       for k in ('running_mean', 'running_var', 'weight', 'bias'))
+            w = state[name + '.conv.weight'].double()
+            x = F.conv2d(x, w, None, stride, [k // 2 * (padded and stride == 1) for k in w.shape[2:]])
+            x = ((x - mean) / (var + 0.001).sqrt() * scale + shift).clamp_min(0)
         return x
 
-    def average(x):
-        count = F.avg_pool2d(torch.ones_like(x), 3, 1, 1) * 9  # pixels under the window: 4, 6 or 9
-        return F.avg_pool2d(x, 3, 1, 1) * 9 / count
+    def cat(x, block, *branches):
+        return torch.cat([chain(x, ' '.join(f'{block}.{layer}' for layer in path.split())) for path in branches], 1)
 
-    def split(x, block, stem):  # the fork of the last two blocks
-        return torch.cat([chain(x, block, (stem + 'a', 1, (0, 1))), chain(x, block, (stem + 'b', 1, (1, 0)))], 1)
-
-    wide, tall = (1, (0, 3)), (1, (3, 0))
+    def numbered(name, *layers):
+        return ' '.join(f'branch{name}_{k}' for k in layers)
     x = torch.from_numpy(bilinear(image / 255, 299)).permute(2, 0, 1)[None] * 2 - 1
-    x = conv(conv(conv(x, 'Conv2d_1a_3x3', 2), 'Conv2d_2a_3x3'), 'Conv2d_2b_3x3', 1, 1)
-    x = conv(conv(F.max_pool2d(x, 3, 2), 'Conv2d_3b_1x1'), 'Conv2d_4a_3x3')
-    x = F.max_pool2d(x, 3, 2)
+    x = chain(chain(chain(x, 'Conv2d_1a_3x3/2'), 'Conv2d_2a_3x3', False), 'Conv2d_2b_3x3 max/2 Conv2d_3b_1x1')
+    x = chain(chain(x, 'Conv2d_4a_3x3', False), 'max/2')
     for block in ('Mixed_5b', 'Mixed_5c', 'Mixed_5d'):
-        x = torch.cat([chain(x, block, ('branch1x1',)), chain(x, block, ('branch5x5_1',), ('branch5x5_2', 1, 2)),
-                       chain(x, block, ('branch3x3dbl_1',), ('branch3x3dbl_2', 1, 1), ('branch3x3dbl_3', 1, 1)),
-                       chain(average(x), block, ('branch_pool',))], 1)
-    x = torch.cat([chain(x, 'Mixed_6a', ('branch3x3', 2)),
-                   chain(x, 'Mixed_6a', ('branch3x3dbl_1',), ('branch3x3dbl_2', 1, 1), ('branch3x3dbl_3', 2)),
-                   F.max_pool2d(x, 3, 2)], 1)
+        x = cat(x, block, 'branch1x1', numbered('5x5', 1, 2), numbered('3x3dbl', 1, 2, 3), 'average branch_pool')
+    x = cat(x, 'Mixed_6a', 'branch3x3/2', numbered('3x3dbl', 1, 2, '3/2'), 'max/2')
     for block in ('Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e'):
-        x = torch.cat([chain(x, block, ('branch1x1',)),
-                       chain(x, block, ('branch7x7_1',), ('branch7x7_2', *wide), ('branch7x7_3', *tall)),
-                       chain(x, block, ('branch7x7dbl_1',), ('branch7x7dbl_2', *tall), ('branch7x7dbl_3', *wide),
-                             ('branch7x7dbl_4', *tall), ('branch7x7dbl_5', *wide)),
-                       chain(average(x), block, ('branch_pool',))], 1)
-    x = torch.cat([chain(x, 'Mixed_7a', ('branch3x3_1',), ('branch3x3_2', 2)),
-                   chain(x, 'Mixed_7a', ('branch7x7x3_1',), ('branch7x7x3_2', *wide), ('branch7x7x3_3', *tall),
-                         ('branch7x7x3_4', 2)), F.max_pool2d(x, 3, 2)], 1)
-    for block, pool in (('Mixed_7b', average), ('Mixed_7c', lambda x: F.max_pool2d(x, 3, 1, 1))):
-        deep = chain(x, block, ('branch3x3dbl_1',), ('branch3x3dbl_2', 1, 1))
-        x = torch.cat([chain(x, block, ('branch1x1',)), split(chain(x, block, ('branch3x3_1',)), block, 'branch3x3_2'),
-                       split(deep, block, 'branch3x3dbl_3'), chain(pool(x), block, ('branch_pool',))], 1)
+        chains = numbered('7x7', 1, 2, 3), numbered('7x7dbl', 1, 2, 3, 4, 5)
+        x = cat(x, block, 'branch1x1', *chains, 'average branch_pool')
+    x = cat(x, 'Mixed_7a', numbered('3x3', 1, '2/2'), numbered('7x7x3', 1, 2, 3, '4/2'), 'max/2')
+    for block, pool in (('Mixed_7b', 'average'), ('Mixed_7c', 'max')):
+        forks = [numbered('3x3', 1, f) for f in ('2a', '2b')] + [numbered('3x3dbl', 1, 2, f) for f in ('3a', '3b')]
+        x = cat(x, block, 'branch1x1', *forks, pool + ' branch_pool')
     return x.mean((2, 3))[0]
 
 
@@ -139,14 +132,6 @@ def test_weights_are_checked_and_found(weights, tmp_path, monkeypatch, capsys):
     assert torch.equal(before, torch.random.get_rng_state())  # what is trained later does not depend on it
 
 
-def test_distances():
-    x = torch.randn(60, 12, generator=torch.Generator().manual_seed(0)).double()
-    measured = [distances(stats_of([x]), stats_of([x + d])) for d in (0.1, 1)]
-    assert [m['fid'] for m in measured] == pytest.approx([12 * 0.1 ** 2, 12])
-    assert measured[0]['kid'] < measured[1]['kid']
-    assert 'kid' not in distances((*stats_of([x])[:2], None), stats_of([x]))
-
-
 def frechet(x, y):
     """The distance of features (N, d) and (M, d), few of them: tr (C1 C2)^(1/2) is the sum of the singular values of
     X Y^T, centred, over the root of (N - 1)(M - 1). No matrix of d x d."""
@@ -154,6 +139,13 @@ def frechet(x, y):
     both = torch.linalg.svdvals(x_c @ y_c.T).sum() / ((len(x) - 1) * (len(y) - 1)) ** 0.5
     same = x_c.square().sum() / (len(x) - 1) + y_c.square().sum() / (len(y) - 1)
     return ((x.mean(0) - y.mean(0)).square().sum() + same - 2 * both).item()
+
+
+def test_distances():
+    x = torch.randn(60, 12, generator=torch.Generator().manual_seed(0)).double()
+    near, far = (distances(stats_of([x]), stats_of([x + d])) for d in (0.1, 1))
+    assert (near['fid'], far['fid']) == pytest.approx((12 * 0.1 ** 2, 12)) and near['kid'] < far['kid']
+    assert far['fid'] == pytest.approx(frechet(x, x + 1))
 
 
 def test_folders_npz_and_mistakes(net, weights, tmp_path):
@@ -176,25 +168,24 @@ def test_folders_npz_and_mistakes(net, weights, tmp_path):
     np.savez_compressed(tmp_path / 'a.npz', mu=x.mean(0).numpy(), sigma=x.T.cov().numpy())  # as pytorch-fid does
     out = run('evaluate.py', f'--real_dir={tmp_path}/a.npz', f'--fake_dir={b}', *common)
     assert float(out.split('fid ')[1].split()[0]) == pytest.approx(frechet(x, y), rel=1e-3)
-    assert f'{tmp_path}/a.npz: statistics' in out and f'{b}: 2 images' in out and 'below 2,048' in out and 'kid ' not in out
+    assert f'{tmp_path}/a.npz: statistics' in out and f'{b}: 2 images' in out and 'kid ' not in out
     (tmp_path / 'cut/0.png').write_bytes((tmp_path / 'cut/0.png').read_bytes()[:500])
     (tmp_path / 'empty').mkdir()
     np.savez(tmp_path / 'small.npz', mu=np.zeros(64), sigma=np.zeros((64, 64)))
     (tmp_path / 'no.npz').write_bytes(b'no archive')
     assert '--fake_dir=' in run('evaluate.py', f'--real_dir={b}', *common, ok=False)
     for name in ('empty', 'missing', 'missing.npz', 'cut', 'small.npz', 'no.npz'):
-        assert f'{tmp_path}/{name}' in run('evaluate.py', f'--real_dir={tmp_path}/{name}', f'--fake_dir={b}', *common,
-                                           ok=False)
+        args = [f'--real_dir={tmp_path}/{name}', f'--fake_dir={b}', *common]
+        assert f'{tmp_path}/{name}' in run('evaluate.py', *args, ok=False)
 
 
-def test_tables_with_fid(net, weights, tmp_path):
+def test_tables_with_fid(net, weights, evaluation, tmp_path):
     """FID and KID of a checkpoint's translations are those of the same images as features made by hand."""
-    data = make_data(str(tmp_path / 'data'), n=5)
+    data = make_data(str(tmp_path / 'data'), n=4)
     run('train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', *TINY, '--max_iters=0')
-    out = run('evaluate.py', f'--ckpt={tmp_path}/t/ckpt.pt', f'--inception={weights}', '--device=cpu', '--clf_epochs=1',
-              f'--out_dir={tmp_path}/e', f'--clf_dir={tmp_path}/clf')
+    args = [f'--ckpt={tmp_path}/t/ckpt.pt', *evaluation, f'--inception={weights}', f'--out_dir={tmp_path}/e']
+    out, row = run('evaluate.py', *args), json.loads((tmp_path / 'e/results.json').read_text())['checkpoints'][0]
     assert 'FID' in out and 'KID x100' in out and 'below 2,048 images' in out
-    row, = json.loads((tmp_path / 'e/results.json').read_text())['checkpoints']
     c, nets = load_nets(f'{tmp_path}/t/ckpt.pt', 'stargan')
     x, y = (torch.from_numpy(np.load(f'{data}/test_{k}.npy')) for k in 'xy')
     x, fakes = x.permute(0, 3, 1, 2), []

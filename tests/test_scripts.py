@@ -3,14 +3,15 @@
 import ast
 import glob
 import os
+import subprocess
 
 import pytest
 from conftest import ROOT, run
 
 BANNER = '# ' + '-' * 77
 TRAIN = ['train_teacher.py', 'train_student.py', 'train_uag.py']  # not a glob: a user's copy is free to differ
-SCRIPTS = [*TRAIN, 'evaluate.py', 'tests/bench.py', *sorted(os.path.relpath(p, ROOT) for p in
-                                                            glob.glob(ROOT + '/data/*/prepare.py'))]
+PREPARE = sorted(os.path.relpath(path, ROOT) for path in glob.glob(ROOT + '/data/*/prepare.py'))
+SCRIPTS = [*TRAIN, 'evaluate.py', *PREPARE]
 
 
 def text(path):
@@ -32,15 +33,14 @@ def test_override_block_is_identical():
 def test_functions_and_classes_of_one_name_are_the_same_text():
     teacher, student, uag = map(definitions, TRAIN)
     shared = teacher.keys() & student.keys()
-    assert shared >= {'ResidualBlock', 'Generator', 'Discriminator', 'gradient_penalty', 'cls_loss', 'get_batch', 'Graphed'}
-    assert teacher.keys() - shared == {'warm_start'}
+    assert teacher.keys() - shared == {'warm_start'} and len(shared) > 10
     assert teacher.keys() & uag.keys() >= {'Graphed', 'find_data', 'load_ckpt', 'or_exit'}
     for name in shared:
         assert teacher[name] == student[name], name
     for name in teacher.keys() & uag.keys() - {'ResidualBlock', 'Generator', 'Discriminator'}:  # UAG has other nets
         assert teacher[name] == uag[name], name
-    main = [text(script).split("__main__':\n")[1] for script in TRAIN[:2]]  # d_step, eq. (4), is the same
-    d_step = [part[part.index('    def d_step('):part.index('    def ', part.index('    def d_step(') + 9)] for part in main]
+    main = [text(script).split("__main__':\n")[1] for script in TRAIN[:2]]
+    d_step = [part.partition('    def d_step(')[2].partition('\n    def ')[0] for part in main]  # eq. (4) is the same
     assert d_step[0] == d_step[1] and 'gradient_penalty' in d_step[0]
 
 
@@ -49,12 +49,6 @@ def test_what_a_forward_pass_uses_stands_in_the_section_that_checkpoints_are_com
         nets = text(script).partition('\n# nets\n')[2].partition('\n# data\n')[0]
         names = {n.name for n in ast.parse(text(script)).body if isinstance(n, ast.ClassDef)} - {'Graphed'}
         assert {n.name for n in ast.parse(nets).body} == names | functions, script
-
-
-def test_student_differs_from_teacher_by_the_paper_and_little_else():
-    import difflib
-    lines = difflib.ndiff(*(text(script).splitlines() for script in TRAIN[:2]))
-    assert sum(line[:2] in ('- ', '+ ') for line in lines) <= 190  # diff finds less: 180
 
 
 def test_help_and_comments():
@@ -67,24 +61,20 @@ def test_help_and_comments():
         assert text(script).split(BANNER)[1].strip() in out
 
 
-def test_importing_reads_no_arguments_and_runs_nothing():
-    code = f"import sys, importlib.util as u; sys.argv += ['--nonsense']; sys.path.insert(0, {ROOT!r})\n"
+def test_importing_reads_no_arguments_and_runs_nothing(tmp_path):
+    code = f'import sys, importlib.util as u; sys.path.insert(0, {ROOT!r})\n'
     for script in SCRIPTS:
-        code += f"s = u.spec_from_file_location('m', {script!r}); s.loader.exec_module(u.module_from_spec(s))\n"
-    assert run('-c', code + "print('fine')").strip() == 'fine'
+        code += f's = u.spec_from_file_location("m", {script!r}); s.loader.exec_module(u.module_from_spec(s))\n'
+    (tmp_path / 'all.py').write_text(code + 'print("fine")')
+    assert run(tmp_path / 'all.py', '--nonsense').strip() == 'fine'
 
 
 @pytest.mark.parametrize('arg,says', [
     ('--lambda_at=5', 'lambda_att'),  # near match
     ('--qqqqqq=1', 'batch_size'),  # nothing near: all of them
-    ('lambda_att=5', 'not a --key=value'),
-    ('--lambda_att', 'not a --key=value'),
-    ('--max_iters=1.5', 'wants a int, finite, not below 0, like 200000'),
-    ('--max_iters=-1', 'not below 0'),
-    ('--lr=fast', 'wants a float'),
-    ('--lr=nan', 'finite'),
-    ('--lr=inf', 'finite'),
-    ('--resume=yes', 'wants a bool'),
+    ('lambda_att=5', 'not a --key=value'), ('--lambda_att', 'not a --key=value'),
+    ('--max_iters=1.5', 'wants a int, finite, not below 0, like 200000'), ('--max_iters=-1', 'not below 0'),
+    ('--lr=fast', 'wants a float'), ('--lr=nan', 'finite'), ('--lr=inf', 'finite'), ('--resume=yes', 'wants a bool'),
     ('--config_keys=1', 'not a --key=value'),  # only names of the block are keys
     ('--np=1', 'not a --key=value')])
 def test_override_errors(arg, says):
@@ -103,9 +93,16 @@ def test_override_values(tmp_path):
     assert "'out_dir': ''" in run(script, '--out_dir=')
 
 
-@pytest.mark.parametrize('script,lines', [('train_teacher.py', 390), ('train_student.py', 450), ('train_uag.py', 450),
-                                          ('evaluate.py', 650), ('gradcam.py', 80)])
-def test_a_script_is_read_in_one_sitting(script, lines):
-    found = text(script).splitlines()
-    assert len(found) <= lines and max(map(len, found)) <= 120
-    assert sum(len(line) > 110 for line in found) < len(found) / 3
+@pytest.mark.parametrize('budget,files', [
+    (390, 'train_teacher.py'), (450, 'train_student.py'), (450, 'train_uag.py'), (650, 'evaluate.py'),
+    (80, 'gradcam.py'), (1700, 'data/**/*.py'), (2400, 'tests/**/*.py'), (230, 'README.md')])
+def test_all_is_read_in_one_sitting(budget, files):
+    lines = [line for path in glob.glob(f'{ROOT}/{files}', recursive=True) for line in text(path).splitlines()]
+    assert 0 < len(lines) <= budget
+    if files != 'README.md':
+        assert max(map(len, lines)) <= 120 and sum(len(line) > 110 for line in lines) <= len(lines) / 3
+
+
+def test_student_differs_from_teacher_by_the_paper_and_little_else():
+    done = subprocess.run(['diff', *TRAIN[:2]], cwd=ROOT, capture_output=True, text=True)
+    assert 0 < sum(line[0] in '<>' for line in done.stdout.splitlines()) <= 180

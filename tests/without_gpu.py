@@ -3,12 +3,11 @@ A stand-in for a GPU: runs a script whose device is 'cuda' on a machine that has
 
     python tests/without_gpu.py train_teacher.py --device=cuda --cuda_graph=True ...
 
-Tensors of 'cuda' lie in the CPU's memory and are marked. So scripts take their GPU branches, and what a GPU refuses is
-refused: tensors of two devices in one operation, capturing the default stream, a device without a number. A CUDA graph
-is as strict as a real one: what runs while it is captured changes nothing and leaves no values; replaying runs those
-very operations on the same memory, no Python between; .item(), copies between CPU and GPU, masks and whatever else
-waits for values raise. Not shown: kernels, their speed and rounding, memory that a graph uses twice, order between
-streams, the GPU's own random numbers (one generator is for both).
+Tensors of 'cuda' lie in the CPU's memory and are marked: scripts take their GPU branches, and what a GPU refuses is
+refused: tensors of two devices in one operation, capturing the default stream. A CUDA graph is as strict as a real one:
+capturing changes nothing; replaying runs those very operations on the same memory, no Python between; .item(), copies
+between CPU and GPU, masks and whatever else waits for values raise. Not shown: kernels, their speed and rounding,
+memory that a graph uses twice, order between streams, the GPU's own random numbers.
 """
 
 import os
