@@ -5,8 +5,7 @@ How fast is training? Runs the training scripts as they are, on images of noise,
     python tests/bench.py --variants=student,student+gradcam+bf16        # these
 
 A variant is teacher, student or uag, and may go on, joined by +, with
-    published   teacher: StarGAN's training step as its authors wrote it, in the script's loop
-    gradcam     student: with the attention loss, lambda_att 10; else without it
+    gradcam     student: with the attention loss; else without it. hirescam: by that map
     switched    UAG: behind the switch, where A is frozen and D sees masked images; else before it
     bf16        --dtype=bfloat16
     graph       --cuda_graph=True: GPU only
@@ -24,6 +23,7 @@ import json
 import logging
 import multiprocessing
 import os
+import runpy
 import shlex
 import sys
 import tempfile
@@ -47,7 +47,8 @@ exec(open(os.path.join(ROOT, 'train_teacher.py')).read().split('# ' + '-' * 77)[
 
 FLAGS = {'teacher': '--attrs=all', 'student': '--lambda_att=0', 'uag': '--switch_at=1',  # of two the last counts
          'switched': '--switch_at=0 --tau=0.5',  # for fresh maps, which are about 1/2 everywhere
-         'published': '', 'gradcam': '--lambda_att=10', 'bf16': '--dtype=bfloat16', 'graph': '--cuda_graph=True'}
+         'gradcam': '--lambda_att=10', 'hirescam': '--lambda_att=10 --cam=hirescam',
+         'bf16': '--dtype=bfloat16', 'graph': '--cuda_graph=True'}
 SIZES = {  # pixels of the labelled images, of the unpaired ones, which are cropped; flags of the scripts
     'paper': (128, 286, dict(teacher='', student='', uag='')),
     'small': (64, 72, dict(teacher='--conv_dim=32 --n_blocks=3 --d_conv_dim=32', student='--conv_dim=16 --n_blocks=1',
@@ -55,48 +56,34 @@ SIZES = {  # pixels of the labelled images, of the unpaired ones, which are crop
     'tiny': (16, 20, dict(teacher='--conv_dim=4 --n_blocks=1 --d_conv_dim=4 --d_n_layers=3 --batch_size=4',
                           student='--conv_dim=2 --n_blocks=1 --batch_size=4',
                           uag='--image_size=16 --ngf=4 --n_blocks=1 --ndf=4 --d_n_layers=1 --naf=4'))}
-# StarGAN's own step (its solver.py), as changes to train_teacher.py: D called apart for real and fake, with leaky_relu,
-# a graph for the fake though D does not use it, gradients for both nets, Adam as it comes, and .item() of each loss
-PUBLISHED = {
-    'torch.where(x > 0, x, 0.01 * x)': 'F.leaky_relu(x, 0.01)', ', fused=True, capturable=cuda_graph': '',
-    'with torch.no_grad():\n                x_fake': 'if True:\n                x_fake',
-    '= D(torch.cat([x_real, x_fake]))': '= map(torch.cat, zip(D(x_real), D(x_fake.detach())))',
-    'opt_D.zero_grad()\n        d_loss': 'opt_D.zero_grad(), opt_G.zero_grad()\n        d_loss',
-    'opt_G.zero_grad()\n        g_loss': 'opt_G.zero_grad(), opt_D.zero_grad()\n        g_loss',
-    'D.requires_grad_(False)': 'pass', 'd_sum.add_(torch.stack(': 'd_sum.add_(torch.tensor([v.item() for v in ',
-    'g_sum.add_(torch.stack(': 'g_sum.add_(torch.tensor([v.item() for v in ', ']).detach())': ']], device=device))'}
 
 
 def train(variant, flags, n):
-    """Runs the script in this process up to its n-th log line -> of each line: seconds, CPU seconds, its numbers."""
+    """Runs the script in this process up to its n-th log line -> of each line: seconds, CPU seconds."""
     lines, path = [], os.path.join(ROOT, f"train_{variant.split('+')[0]}.py")
-    source = open(path).read()
-    for old, new in PUBLISHED.items() if 'published' in variant else ():
-        assert old in source, f'{path} has no {old}'
-        source = source.replace(old, new)
 
     class Clock(logging.Handler):
         def emit(self, record):
             assert 'the switch waits' not in record.getMessage(), 'UAG did not switch'
             if ' it/s' in record.msg:
-                numbers = [float(v) for v in record.args]  # waits for the GPU
-                lines.append((time.perf_counter(), time.process_time(), numbers))
+                record.getMessage()  # waits for the GPU
+                lines.append((time.perf_counter(), time.process_time()))
                 if len(lines) == n:
                     raise EOFError  # enough seen: ends the script
 
     logging.basicConfig(level=logging.INFO, handlers=[Clock()])  # so that the script's own call does nothing
     sys.argv, sys.path[0] = [path, *flags], ROOT  # as on the command line
     with contextlib.suppress(EOFError):
-        exec(compile(source, path, 'exec'), {'__name__': '__main__', '__file__': path})
+        runpy.run_path(path, run_name='__main__')
     return lines
 
 
 if __name__ == '__main__':
     cuda = torch.cuda.is_available() and device != 'cpu'
     sizes, iters = sizes or ('paper' if cuda else 'small'), iters or (50 if cuda else 5)
-    names = 'teacher teacher+published teacher+bf16 student student+gradcam uag uag+switched'.split()
+    names = 'teacher teacher+bf16 student student+gradcam student+hirescam uag uag+switched'.split()
     if cuda:
-        names += [v + '+graph' for v in names if v != 'teacher+published'] + ['student+gradcam+bf16+graph']
+        names += [v + '+graph' for v in names] + ['student+gradcam+bf16+graph']
     names = variants.split(',') if variants else names
     for v in names:
         if sizes not in SIZES or v.split('+')[0] not in [*FLAGS][:3] or not {*v.split('+')} <= {*FLAGS}:
@@ -133,7 +120,6 @@ if __name__ == '__main__':
             except (Exception, SystemExit) as e:  # out of memory, a capture that fails: a result as well
                 row['error'] = f'{type(e).__name__}: {e}'.splitlines()[0]
                 continue
-            row['losses'] = [line[2] for line in lines]  # and what else is in a log line
             for k, of in enumerate(('seconds', 'cpu_seconds')):
                 row[of] += [(b[k] - a[k]) / its for a, b in zip(lines, lines[1:])]
 

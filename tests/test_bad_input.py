@@ -1,12 +1,7 @@
-"""What happens if the input is wrong, one table: every row ends in exit code 1 and one line, and changes no file.
-
-A row is a name, what is done to a copy of a small world of good files, the command, and what the line must say. The
-prepare scripts have a table of their own in test_bad_data.py.
-"""
+"""What happens if the input is wrong, one table: every row ends in exit code 1 and one line, and changes no file."""
 
 import hashlib
 import os
-import pickle
 import shutil
 
 import numpy as np
@@ -50,7 +45,6 @@ def snapshot(folder):
 
 # what is done to the world
 def edit(path, change):
-    """-> a function of the world's folder that changes the bytes of one file."""
     def make(w):
         (w / path).write_bytes(change((w / path).read_bytes()))
     return make
@@ -64,25 +58,19 @@ CASES = [
     # the data of a training run
     ('data: no such set', None, T + ' --dataset=nowhere', '--dataset=nowhere|prepare.py'),
     ('data: an array is cut short', edit('attrs/train_x.npy', lambda b: b[:999]), T, '{w}/attrs|prepare the data'),
-    ('data: fewer images than labels', array('attrs/train_y.npy', lambda x: x[:9]), T, '{w}/attrs: damaged|train_x'),
     ('data: images are floats', array('attrs/train_x.npy', lambda x: x / 255), T, '{w}/attrs: damaged'),
-    ('data: channels first', array('attrs/train_x.npy', lambda x: x.transpose(0, 3, 1, 2)), T, '{w}/attrs|3, 16, 16'),
     ('data: pickled array', lambda w: np.save(w / 'attrs/train_x.npy', np.array([Evil(w / 'ran')], object)), T, ''),
     ('data: domains for the teacher', None, T + ' --dataset={w}/pairs', '--attrs=|{w}/pairs'),
     ('data: attributes for train_uag', None, U + ' --dataset={w}/attrs', 'attrs|train_teacher.py'),
-    ('data, uag: images are floats', array('pairs/trainA_x.npy', lambda x: x / 255), U, '{w}/pairs: damaged|trainA_x'),
     ('data, uag: an array is missing', lambda w: os.remove(w / 'pairs/testB_x.npy'), U, 'prepare the data again'),
     # flags of a training run
     ('attrs: unknown', None, T + ' --attrs=a,bb', '--attrs=a,bb|{w}/attrs: a, b, c'),
-    ('attrs: none', None, T + ' --attrs=', '--attrs=|{w}/attrs: a, b, c'),
     ('image_size: does not divide', None, T + ' --image_size=12', '--image_size=12|divides 16'),
-    ('image_size, uag: larger than the data', None, U + ' --image_size=32', '--image_size=32|to 20, the data'),
     ('switch_at, uag: no share', None, U + ' --switch_at=30', 'want shares, from 0 to 1'),
     ('dtype: unknown', None, T + ' --dtype=half', '--dtype=half|float32 or bfloat16'),
     ('device: no GPU', None, S + ' --device=cuda:99', '--device=cuda:99'),
     ('cuda_graph: no GPU', None, U.replace('--device=cpu', '') + ' --cuda_graph=True', '--device=cuda'),
     ('cam: unknown', None, S + ' --cam=cam', '--cam=cam|gradcam hirescam'),
-    ('att_norm: unknown', None, S + ' --att_norm=l3', '--att_norm=l3|none l2 max'),
     ('out_dir: is a file', None, T + ' --out_dir={w}/file', '--out_dir={w}/file: cannot write'),
     ('out_dir: holds a run', None, T + ' --out_dir={w}/T', '{w}/T/ckpt.pt exists: --resume=True'),
     ('resume: a run of another script', None, U + ' --out_dir={w}/T --resume=True', '{w}/T/ckpt.pt|wanted uag'),
@@ -90,32 +78,21 @@ CASES = [
     ('resume: other sizes', None, T_ON + ' --conv_dim=8', 'size mismatch'),
     ('resume: other attributes', None, T_ON + ' --attrs=a,c,b', 'other attributes or script'),
     ('resume: a student of a teacher', None, S + ' --out_dir={w}/T --resume=True --conv_dim=4', 'other attributes or'),
-    ('resume, uag: other sizes', None, U_ON + ' --ngf=8', 'size mismatch'),
-    ('resume, uag: without attention', None, U_ON + ' --attention=False', 'another script or net'),
     ('not finite', None, T_ON + ' --max_iters=8 --lr=1e30', 'weights are not finite|{w}/T/ckpt.pt, if any'),
     ('not finite, uag', None, U_ON + ' --n_epochs=9 --lr=1e30', 'weights are not finite|{w}/U/ckpt.pt, if any, is'),
     ('init_from: missing', None, T + ' --init_from={w}/none.pt', '{w}/none.pt|No such file'),
     ('init_from: a checkpoint of train_uag', None, T + ' --init_from={w}/U/ckpt.pt', 'not nets of these sizes'),
-    ('init_from: other sizes', None, T + ' --conv_dim=8 --init_from={w}/T/ckpt.pt', 'not nets of these|size mismatch'),
     # a student's teacher
     ('teacher: none given', None, S + ' --teacher=', '--teacher='),
-    ('teacher: missing', None, S + ' --teacher={w}/none.pt', '{w}/none.pt: |No such file'),
-    ('teacher: not a checkpoint', None, S + ' --teacher={w}/file', '{w}/file: no checkpoint'),
     ('teacher: of train_uag', None, S + ' --teacher={w}/U/ckpt.pt', '{w}/U/ckpt.pt|is of kind uag, wanted stargan'),
     ('teacher: code inside', lambda w: torch.save({'kind': Evil(w / 'ran')}, w / 'T/ckpt.pt'), S, 'with code in it'),
-    ('teacher: a pickle', lambda w: (w / 'T/ckpt.pt').write_bytes(pickle.dumps(Evil(w / 'ran'), 2)), S, 'with code'),
     ('teacher: another size', lambda w: make_data(w / 'attrs', size=24), S + ' --dataset={w}/attrs', '24 px|has 16 px'),
     ('pseudo: none for other attributes', None, S + ' --dataset={w}/more --attrs=d,e', '--pseudo=: wants|d,e|a,b,c'),
-    ('pseudo: too few', None, S + ' --dataset={w}/more --attrs=d,e --pseudo=a', '--pseudo=a: wants'),
-    ('pseudo: unknown', None, S + ' --dataset={w}/more --attrs=d,e --pseudo=a,x', '--pseudo=a,x: wants'),
-    ('pseudo: twice', None, S + ' --dataset={w}/more --attrs=d,e --pseudo=a,a --lambda_att=0', '--pseudo=a,a: wants'),
     # evaluate.py
     ('evaluate: nothing to do', None, E + ' --ckpt=', '--ckpt=|--real_dir='),
-    ('evaluate: missing checkpoint', None, E + ' --ckpt={w}/T/ckpt.pt,{w}/none.pt', '{w}/none.pt|No such file'),
     ('evaluate: the same twice', None, E + ' --ckpt={w}/T/ckpt.pt,{w}/T/ckpt.pt', 'two of one name'),
     ('evaluate: two kinds', None, E + ' --ckpt={w}/T/ckpt.pt,{w}/U/ckpt.pt', '{w}/U/ckpt.pt|wanted stargan'),
     ('evaluate: domains for attributes', None, E + ' --dataset={w}/pairs', 'do not go with|{w}/pairs'),
-    ('evaluate: attributes for domains', None, E + ' --ckpt={w}/U/ckpt.pt --dataset={w}/attrs', 'do not go with'),
     ('evaluate: split', None, E + ' --split=train', '--split=train|val or test'),
     ('photos: unknown attribute', None, E + ' --input={w}/file --attrs=x', 'knows a, b, c'),
     ('photos: no photo', None, E + ' --input={w}/T/samples/none.png', 'none.png: no image there'),

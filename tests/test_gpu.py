@@ -62,17 +62,15 @@ def test_the_standin_refuses_what_a_gpu_does(old, new, says, command, tmp_path):
         run(STANDIN, tmp_path / 'script.py', *command('teacher', 3)[1:], f'--out_dir={tmp_path}/t', '--cuda_graph=True')
 
 
-def test_bench_runs_the_scripts_and_the_published_step_is_the_same_training(tmp_path):
-    variants = 'teacher,teacher+published,student+gradcam,uag+switched'
+def test_bench_runs_the_scripts(tmp_path):
+    variants = 'teacher,student,student+gradcam,uag+switched'
     out = run('tests/bench.py', f'--variants={variants}', '--sizes=tiny', '--repeats=1', '--device=cpu',
               f'--out_dir={tmp_path}')
     rows = json.loads((tmp_path / 'bench.json').read_text())['rows']
     assert [row['variant'] for row in rows] == variants.split(',')
     for row in rows:
         assert row['seconds'][0] > 0 and row['cpu_ms'] > 0 and f"{row['it_s']:10.2f}" in out
-    assert rows[0]['x'] == 1 and rows[1]['x'] == pytest.approx(rows[1]['it_s'] / rows[0]['it_s'])
-    ours, theirs = (torch.tensor(row['losses'])[:, 2:9] for row in rows[:2])  # of iterations 1 to 5 and 6 to 10
-    assert ours.shape == (2, 7) and torch.allclose(ours, theirs, rtol=1e-4) and not ours[0].equal(ours[1])
+    assert rows[1]['x'] == 1 and rows[2]['x'] == pytest.approx(rows[2]['it_s'] / rows[1]['it_s'])
     assert 'of teacher, student' in run('tests/bench.py', '--variants=teacher+bf17', ok=False)
 
 

@@ -4,10 +4,8 @@ A stand-in for a GPU: runs a script whose device is 'cuda' on a machine that has
     python tests/without_gpu.py train_teacher.py --device=cuda --cuda_graph=True ...
 
 Tensors of 'cuda' lie in the CPU's memory and are marked: scripts take their GPU branches, and what a GPU refuses is
-refused: tensors of two devices in one operation, capturing the default stream. A CUDA graph is as strict as a real one:
-capturing changes nothing; replaying runs those very operations on the same memory, no Python between; .item(), copies
-between CPU and GPU, masks and whatever else waits for values raise. Not shown: kernels, their speed and rounding,
-memory that a graph uses twice, order between streams, the GPU's own random numbers.
+refused. A CUDA graph is as strict as a real one: capturing changes nothing; replaying runs those very operations on the
+same memory; whatever waits for values raises. Not shown: kernels, speed, rounding, streams, the GPU's random numbers.
 """
 
 import os
