@@ -34,7 +34,7 @@ def test_the_papers_sizes_and_defaults():
     for m in (t, s):
         assert (m.lambda_cls, m.lambda_rec, m.lambda_gp, m.n_critic, m.max_iters) == (1, 10, 10, 5, 200000)
         assert (m.batch_size, m.lr) == (16, 1e-4)
-    assert s.lambda_att == 10 and s.cam == 'gradcam'
+    assert (s.lambda_att, s.cam, s.att_norm) == (10, 'gradcam', 'none')  # to the letter
     assert t.attrs == 'Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup'
 
 

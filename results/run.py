@@ -1,0 +1,207 @@
+"""
+Runs the experiments behind the tables of results/: a teacher, students of every arm and seed side by side, evaluate.py.
+What is finished is skipped and what was interrupted goes on, so it may be stopped and called again at any time.
+
+    python results/run.py                           # every table in small, on a CPU: drawn faces of 32 px
+    python results/run.py --tables=table1 --seeds=0 # one of them, one seed
+    python results/run.py --setting=paper --jobs=1  # the paper's sizes on a GPU: CelebA at 128 px, 200,000 iterations
+
+For each table it writes results/<table>.json (figures of every seed, commands, machine, minutes) and, made from that
+alone, results/<table>.md, which the README repeats.
+"""
+
+import difflib
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from multiprocessing.pool import ThreadPool
+
+import scipy.stats
+import torch
+
+# -----------------------------------------------------------------------------
+tables = 'table1,table2,table3,table4'  # which of TABLES, below
+setting = 'small'  # 'small': what results/ holds; 'paper': its sizes, which want a GPU
+seeds = '0,1,2,3,4'  # of the students; one teacher, of seed 0
+split = 'test'  # 'val' while you choose among arms: nothing is written to results/ then
+jobs = 2  # runs side by side, one CPU thread each; on a GPU 1
+train = ''  # more flags for every training run, in one string
+student = ''  # more flags for the students, such as --att_norm=none
+evaluation = ''  # more flags for evaluate.py
+out_dir = 'out/results'  # checkpoints, evaluations
+# -----------------------------------------------------------------------------
+config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
+cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
+for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overrides the block above
+    if arg in ('-h', '--help'):
+        print(__doc__ + open(__file__).read().split('# ' + '-' * 77)[1])
+        sys.exit()
+    key, eq, val = arg.removeprefix('--').partition('=')
+    if not arg.startswith('--') or not eq or key not in config_keys:
+        close = difflib.get_close_matches(key, config_keys) or config_keys
+        sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
+    try:
+        val = cast[type(globals()[key])](val)
+        assert isinstance(val, str) or 0 <= val < float('inf')
+        globals()[key] = val
+    except (KeyError, ValueError, AssertionError):
+        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, not below 0, like {globals()[key]!r}")
+# -----------------------------------------------------------------------------
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HAIR, OTHER_HAIR = 'Black_Hair,Blond_Hair,Wearing_Hat,Wavy_Hair', 'Brown_Hair,Gray_Hair,Bald,Straight_Hair'
+DRAW = 'data/toyfaces/prepare.py --image_size=32 --n_val=300 --n_test=500 --n_train='
+SETTINGS = {  # data sets, made if there is a command; then flags of every run, of T, S, S-Lite and of evaluate.py
+    'small': dict(
+        faces='out/results/faces', make_faces=DRAW + '3000 --balance=1 --variety=0.35 --attrs={attrs}',
+        hair='out/results/hair', make_hair=DRAW + f'3000 --balance=1 --variety=0.35 --attrs={HAIR},{OTHER_HAIR}',
+        expressions='out/results/expressions', make_expressions=DRAW + '4000 --label=expressions',
+        attrs='Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin',
+        run='--n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --device=cpu',
+        evaluate='--inception=none --device=cpu',
+        T='--conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4 --max_iters=1000',
+        S='--conv_dim=12 --n_blocks=1 --max_iters=850', S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=850'),
+    'paper': dict(
+        faces='celeba', hair='celeba', expressions='folders',  # where RaFD goes
+        attrs='Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup', run='', evaluate='',
+        T='', S='--conv_dim=32 --n_blocks=3', S_Lite='--conv_dim=16 --n_blocks=1')}
+# the tables: data, the teacher's attributes, which student, and what its arms add to the student's flags
+PAPER, MAP = '--lambda_att=10 --att_norm=none', '--lambda_att=10 --att_norm=l2 --cam=hirescam'
+PSEUDO = f'--attrs={OTHER_HAIR} --pseudo={HAIR} '
+TABLES = {
+    'table1': ('faces', '{attrs}', 'S', {
+        'without': '--lambda_att=0', 'with': PAPER, 'with, gradcam, l2': PAPER + ' --att_norm=l2',
+        'with, hirescam, l2': MAP,
+        'control: shuffled maps': MAP + ' --att_shuffle=True',
+        'control: untrained T': MAP + ' --teacher={out}/untrained/ckpt.pt'}),
+    'table2': ('faces', '{attrs}', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP}),
+    'table3': ('hair', HAIR, 'S', {'without': PSEUDO + '--lambda_att=0', 'with': PSEUDO + PAPER,
+                                   'with, hirescam, l2': PSEUDO + MAP}),
+    'table4': ('expressions', 'all', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP})}
+FIGURES = [  # key in evaluate.py's results.json, heading, factor, decimals
+    ('accuracy', 'accuracy %', 100, 1), ('fd_clf', 'FD-clf', 1, 0), ('leak', 'leak', 1, 3),
+    ('gradcam energy', 'gradcam energy', 1, 2), ('gradcam point', 'point %', 100, 0),
+    ('hirescam energy', 'hirescam energy', 1, 2), ('hirescam point', 'point %', 100, 0)]
+
+
+def finished(folder, flags):
+    """Whether the run of these flags has its last checkpoint: such a run is not even started."""
+    path, iters = os.path.join(folder, 'ckpt.pt'), flags.rpartition('--max_iters=')[2].split()
+    return os.path.exists(path) and iters and torch.load(path, weights_only=True)['iter'] == int(iters[0])
+
+
+def execute(script, flags, folder=''):
+    """Runs a script of the repository; with folder, a training, resumed. RuntimeError: its last line, if it fails."""
+    if folder:
+        if finished(folder, flags):
+            return
+        flags = f'{flags} --out_dir={folder} --resume=True'
+    print(f'{time.strftime("%H:%M:%S")} python {script} {flags}', flush=True)
+    done = subprocess.run([sys.executable, script, *shlex.split(flags)], cwd=ROOT, text=True, capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f'python {script} {flags}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}')
+
+
+def spread(values, factor, decimals):
+    """'mean ± standard deviation' over seeds."""
+    text = f'{factor * statistics.mean(values):.{decimals}f}'
+    return text + (f' ± {factor * statistics.stdev(values):.{decimals}f}' if len(values) > 1 else '')
+
+
+def difference(arm, base, factor, decimals):
+    """'mean [low, high]' of arm - base, seed by seed, with the 95 % interval of Student's t over the seeds."""
+    d = [factor * (a - b) for a, b in zip(arm, base)]
+    low, high = scipy.stats.ttest_1samp(d, 0).confidence_interval() if len(d) > 1 else (float('nan'),) * 2
+    return f'{statistics.mean(d):+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}]'
+
+
+def closed(arm, base, teacher):
+    """Share of the gap between the teacher and the mean of base that arm closes, %; '-' if seeds hide the gap."""
+    gap = teacher - statistics.mean(base)
+    if len(base) < 2 or abs(gap) < 2 * statistics.stdev(base) / len(base) ** 0.5:
+        return '-'
+    return f'{100 * (statistics.mean(arm) - statistics.mean(base)) / gap:.0f}'
+
+
+def render(result):
+    """A table's JSON -> the Markdown that results/ and the README show."""
+    keys = [f for f in FIGURES if f[0] in result['T']]
+    heads = [head for _, head, *_ in keys] + ['accuracy - without', 'FD-clf - without', 'gap closed %']
+    lines = ['| | ' + ' | '.join(heads) + ' |',
+             '|---' * (len(keys) + 4) + '|',
+             '| T | ' + ' | '.join(spread([result['T'][k]], f, n) for k, _, f, n in keys) + ' | | | |']
+    base = {k: [seed[k] for seed in result['arms']['without'].values()] for k, *_ in keys}
+    for arm, runs in result['arms'].items():
+        values = {k: [seed[k] for seed in runs.values()] for k, *_ in keys}
+        cells = [spread(values[k], f, n) for k, _, f, n in keys]
+        cells += ['', '', ''] if arm == 'without' else [
+            difference(values['accuracy'], base['accuracy'], 100, 1),
+            difference(values['fd_clf'], base['fd_clf'], 1, 0),
+            ' / '.join(closed(values[k], base[k], result['T'][k]) for k in ('accuracy', 'fd_clf'))]
+        lines.append(f'| S {arm} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def run_table(name, known, out):
+    """One of TABLES, by the flags `known` of the setting, in the folder out: trains, evaluates, writes, prints."""
+    (data, attrs, size, arms), t_start = TABLES[name], time.time()
+    gpu = torch.cuda.is_available() and torch.cuda.get_device_name()
+    cpu = open('/proc/cpuinfo').read().partition('model name\t: ')[2].partition('\n')[0]
+
+    # data and teacher
+    dataset, make = known[data], known.get('make_' + data)
+    make and execute(*f'{make} --dst={dataset}'.format(**known).split(' ', 1))
+    teacher, attrs = f'{out}/T-{data}', attrs.format(**known)
+    flags = f'--dataset={dataset} --attrs={attrs} {known["run"]} {known["T"]} {train}'
+    execute('train_teacher.py', flags, teacher)
+    if any('untrained' in arm for arm in arms):
+        execute('train_teacher.py', flags + ' --max_iters=0', f'{out}/untrained')
+
+    # students: seeds outermost, so that an early stop leaves whole seeds
+    flags = f'--teacher={teacher}/ckpt.pt {known["run"]} {known[size]} {train}'
+    runs = {(arm, seed): (f'{flags} {more} {student} --seed={seed}'.format(out=out),
+                          f'{out}/{name}/{re.sub("[^a-zA-Z0-9]+", "-", arm)}-s{seed}')
+            for seed in seeds.split(',') for arm, more in arms.items()}
+    with ThreadPool(jobs) as pool:
+        for _ in pool.imap_unordered(lambda run: execute('train_student.py', *run), runs.values()):
+            pass
+
+    # evaluation
+    paths = ','.join(f'{folder}/ckpt.pt' for folder in [teacher] + [folder for _, folder in runs.values()])
+    execute('evaluate.py', f'--ckpt={paths} --split={split} --out_dir={out}/{name}/{split} --clf_dir={out}/clf '
+                           f'{known["evaluate"]} {evaluation}')
+    rows = json.load(open(f'{out}/{name}/{split}/results.json'))
+    by_path = {row['path']: {k: row[k] for k, *_ in FIGURES if k in row} for row in rows['checkpoints']}
+    result = dict(
+        table=name, setting=setting, split=split, T=by_path[f'{teacher}/ckpt.pt'],
+        arms={arm: {seed: by_path[f'{runs[arm, seed][1]}/ckpt.pt'] for seed in seeds.split(',')} for arm in arms},
+        command=f'python results/run.py {shlex.join(sys.argv[1:])}',
+        flags={arm: runs[arm, seeds.split(',')[0]][0] for arm in arms},
+        commit=subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip(),
+        torch=torch.__version__, notes=rows['notes'], hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
+        minutes=round((time.time() - t_start) / 60))
+    if split == 'test' and setting == 'small':
+        for ending, text in (('json', json.dumps(result, indent=1) + '\n'), ('md', render(result))):
+            with open(f'results/{name}.{ending}.tmp', 'w') as f:
+                f.write(text)
+            os.replace(f'results/{name}.{ending}.tmp', f'results/{name}.{ending}')
+    print(f'\n{name}, {len(seeds.split(","))} seeds, {split} images\n{render(result)}', flush=True)
+
+
+if __name__ == '__main__':
+    os.environ['OMP_NUM_THREADS'] = '1'
+    os.chdir(ROOT)
+    out, known = os.path.join(out_dir, setting), SETTINGS.get(setting)
+    known or sys.exit(f"--setting={setting}: wants one of {', '.join(SETTINGS)}")
+    for name in tables.split(','):
+        name in TABLES or sys.exit(f"--tables={name}: wants some of {','.join(TABLES)}")
+    try:
+        for name in tables.split(','):
+            run_table(name, known, out)
+    except RuntimeError as e:
+        sys.exit(str(e))
