@@ -5,6 +5,7 @@
 # make bench-gpu  that at the paper's sizes, and the tests that need a GPU
 # make picture    a longer look, 64 px faces of full variety: hours on 2 CPU cores, minutes on a GPU; ITERS=
 # make results    every table of results/, in small: hours on 2 CPU cores
+# make clean      removes the demos and .venv, no other run
 # make tables     the paper's tables at its sizes: CelebA, 128 px, a GPU; TRAIN=, STUDENT=, EVAL=, SEEDS=, TABLES=
 # All start from a fresh clone, and pick up where they were when run again.
 
@@ -30,19 +31,20 @@ demo: .venv/installed
 	OMP_NUM_THREADS=2 $(PY) train_teacher.py --dataset=$(DEMO)/data --attrs=all --out_dir=$(DEMO)/T $(DEMO_TRAIN) \
 	    --max_iters=1000 --conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4
 	export OMP_NUM_THREADS=1; $(PY) $(DEMO_S) --lambda_att=0 --out_dir=$(DEMO)/S-without & a=$$!; \
-	    $(PY) $(DEMO_S) --cam=hirescam --att_norm=l2 --out_dir=$(DEMO)/S-with && wait $$a
+	    trap "kill $$a" INT TERM; $(PY) $(DEMO_S) --cam=hirescam --att_norm=l2 --out_dir=$(DEMO)/S-with; b=$$?; \
+	    wait $$a && exit $$b
 	$(PY) evaluate.py --ckpt=$(DEMO)/T/ckpt.pt,$(DEMO)/S-without/ckpt.pt,$(DEMO)/S-with/ckpt.pt \
 	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=2 --inception=none --device=cpu
 
-# 64 px, small nets, batches of 2; an epoch is 500 iterations
+# 64 px, small nets, batches of 2; an epoch is 450 iterations
 UAG = out/demo-uag
 UAG_TRAIN = $(PY) train_uag.py --dataset=$(UAG)/data --ngf=16 --n_blocks=3 --ndf=32 --naf=16 --d_n_layers=2 \
             --batch_size=2 --lr=1e-3 --lambda_cyc=5 --n_epochs=2 --switch_at=0.5 --device=cpu --log_interval=100 \
             --sample_interval=250 --ckpt_interval=250 --resume=True
 demo-uag: .venv/installed
-	$(PY) data/toyfruit/prepare.py --n_train=1000 --n_test=100 --dst=$(UAG)/data
+	$(PY) data/toyfruit/prepare.py --n_train=900 --n_test=100 --dst=$(UAG)/data
 	export OMP_NUM_THREADS=1; $(UAG_TRAIN) --attention=False --out_dir=$(UAG)/CycleGAN & a=$$!; \
-	    $(UAG_TRAIN) --tau=0.05 --out_dir=$(UAG)/UAG && wait $$a
+	    trap "kill $$a" INT TERM; $(UAG_TRAIN) --out_dir=$(UAG)/UAG; b=$$?; wait $$a && exit $$b
 	$(PY) evaluate.py --ckpt=$(UAG)/UAG/ckpt.pt,$(UAG)/CycleGAN/ckpt.pt \
 	    --out_dir=$(UAG)/eval --clf_dir=$(UAG)/clf --clf_epochs=2 --inception=none --device=cpu
 
@@ -77,12 +79,12 @@ TABLES = table1,table2,table3,table4
 TRAIN =
 STUDENT =
 EVAL =
-RUN = $(PY) results/run.py --seeds=$(SEEDS) --train="$(TRAIN)" --student="$(STUDENT)" --evaluation="$(EVAL)"
+RUN = $(PY) results/run.py --tables=$(TABLES) --seeds=$(SEEDS) --train="$(TRAIN)" --student="$(STUDENT)" --evaluation="$(EVAL)"
 results: .venv/installed
 	$(RUN)
 
 tables: .venv/installed
-	$(RUN) --setting=paper --jobs=1 --tables=$(TABLES)
+	$(RUN) --setting=paper --jobs=1
 
 clean:
 	rm -rf out/demo out/demo-uag .venv

@@ -11,8 +11,7 @@ Accuracy (Tables 1-4): every test image without an attribute is translated to ha
 FID, KID: distances between Inception features of the real test images and of all those translations.
 FD-clf: the Frechet distance in the classifier's features instead: for comparison within one table only.
 Maps, of both kinds, and change, where the data knows the region of each attribute: measure() says what each figure is.
-Checkpoints that differ in nothing but the seed become one row, mean and standard deviation. Under the table:
-    differences of mean accuracy, with a 95 % interval by paired bootstrap over the test images.
+Checkpoints that differ in nothing but the seed become one row, mean and standard deviation.
 
 Writes to out_dir: report.html (all of it on one page), table.txt, results.json, maps.png (input, translation and map of
 each checkpoint: Fig. 4 to 8 of the paper) and stages.png (the map of every stage of the first one's G: Fig. 1).
@@ -82,10 +81,10 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
         sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
     try:
         val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or 0 <= val < float('inf')
+        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
         globals()[key] = val
     except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, not below 0, like {globals()[key]!r}")
+        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
 # -----------------------------------------------------------------------------
 
 FID_URL = 'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth'
@@ -399,7 +398,7 @@ def draw_figures(nets):
             labels.append(name if first.tau is None else f'{next(n for n in names if n != name)} -> {name}')
     keep = [k for k in range(len(header)) if any(row[k] is not None for row in rows)]  # a net may have no maps
     figures = {'maps.png': figure([header[k] for k in keep], [[row[k] for k in keep] for row in rows], labels)}
-    known = [] if first.tau else [k for k, p in first.pairs.items() if p in first.teacher.attrs and len(without(k))]
+    known = [k for k, p in first.pairs.items() if first.tau is None and p in first.teacher.attrs and len(without(k))]
     if known:
         parts = dict(down=first.G.down[2::3], res=first.G.res, up=first.G.up[2::3])  # of conv, norm, ReLU; ...
         stages, rows = {f'{part} {i + 1}': m for part, modules in parts.items() for i, m in enumerate(modules)}, []
@@ -523,7 +522,7 @@ if __name__ == '__main__':
         if net.size != size or not uag and meta['image_size'] % size or not set(net.attrs) <= set(names):
             sys.exit(f"{path}: {','.join(net.attrs)}, {net.size} px, do not go with {paths[0]} or with {data_dir}")
     if uag:
-        xs = [[load_domain(data_dir, part + side) for side in 'AB'] for part in ('train', 'test')]
+        xs = [[load_domain(data_dir, part + side) for side in 'AB'] for part in ('train', split)]
         ys = [torch.eye(2).repeat_interleave(torch.tensor([len(a), len(b)]), 0) for a, b in xs]
         (train_x, train_y), (test_x, test_y) = zip(map(torch.cat, xs), ys)
     else:
@@ -543,12 +542,12 @@ if __name__ == '__main__':
         y = test_y[rows][:, [names.index(name) for name in net.attrs]]
         return net.to_x(test_x[rows].to(device)), y.to(device)
 
-    write_file(os.path.join(out_dir, 'table.txt'), lambda f: None)  # now rather than after an hour
+    write_file(os.path.join(out_dir, 'table.txt.tmp'), lambda f: None)  # now rather than after an hour
     # the first checkpoint's D explains the students' maps; one without attention loss has the others' pairs
     pairs = {c: c_pse for net in nets for c, c_pse in net.pairs.items() if c != c_pse}
     for net in [net for net, c in zip(nets, ckpts) if c['config'].get('teacher')]:
         net.teacher = nets[0]
-        net.pairs = {c: p if p in net.teacher.attrs else pairs.get(c, c) for c, p in net.pairs.items()}
+        net.pairs = {c: next((q for q in (p, pairs.get(c)) if q in nets[0].attrs), c) for c, p in net.pairs.items()}
 
     # rows of the tables: one for a StarGAN, one for each direction of UAG; real_rows: the images it should be like
     rows, real_rows = [], {}
@@ -559,6 +558,7 @@ if __name__ == '__main__':
                              targets=[target] if uag else [name for name in net.attrs if len(without(name))],
                              script=c['script'], iter=c['iter'], config=c['config']))
     groups = merge_seeds(rows)
+    sum(map(len, groups.values())) == len(rows) or sys.exit('two groups of seeds would have one name: rename folders')
 
     # Inception and the classifier, and what both make of the real images
     inception_net = load_inception(inception, device) if inception != 'none' else None
@@ -608,7 +608,7 @@ if __name__ == '__main__':
                 for k, v in found.items():
                     lists.setdefault(k, []).append(v.cpu())
             row['measures'][name] = {k: torch.cat(v).nanmean().item() for k, v in lists.items()}
-        row |= {k: float(np.nanmean([m[k] for m in row['measures'].values()])) for k in lists}
+        row |= {k: np.nanmean([m.get(k, np.nan) for m in s]) for s in [row['measures'].values()] for m in s for k in m}
         row |= {f'-> {name}': m['accuracy'] for name, m in row['measures'].items()}
         of_real, of_fake = ([stats_of(f) for f in of if f] for of in (real[row['real']], features))
         row |= dict(n_fake=len(of_fake[0][2]), fd_clf=frechet_distance(*of_real[0][:2], *of_fake[0][:2]),

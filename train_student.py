@@ -51,7 +51,7 @@ n_blocks = 3  # residual blocks of G
 lambda_cls = 1.0  # attributes: higher changes faces more, until they only please D
 lambda_rec = 10.0  # cycle reconstruction: higher keeps faces more, up to ignoring c altogether; short runs want 20
 lambda_gp = 10.0  # gradient penalty
-lambda_att = 10.0  # attention, eq. (5); 0 is the paper's "S w/o att loss", and costs what it costs without a teacher
+lambda_att = 10.0  # attention, eq. (5); 0 is the paper's "S w/o att loss", and as fast as a run without a teacher
 cam = 'gradcam'  # eq. (1)-(2); 'hirescam' does not pool the gradient: sharper maps
 att_norm = 'none'  # L_att on the maps as they are; or each divided by its 'l2' norm or its 'max', blind to scale
 att_new = False  # a map is of one of the image's target classes; True: of one that the image does not have yet
@@ -79,10 +79,10 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
         sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
     try:
         val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or 0 <= val < float('inf')
+        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
         globals()[key] = val
     except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, not below 0, like {globals()[key]!r}")
+        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
 # -----------------------------------------------------------------------------
 
 # nets
@@ -199,7 +199,7 @@ def cls_loss(out_cls, c, multi_label):
 def pick_class(c):
     """One of each image's classes at random: c (B, c_dim) in {0, 1} -> its index (B, 1), and weights (B,) with which a
     sum over the batch is the mean over the images that have any, such as E over x and c in eq. (3)."""
-    return (torch.rand_like(c) * c).argmax(1, keepdim=True), F.normalize(c.amax(1), p=1, dim=0)
+    return (torch.rand_like(c) * c).argmax(1, keepdim=True), F.normalize(c.amax(1), p=1, dim=0)  # 1 / count, or 0
 
 
 def att_loss(cam_teacher, cam_student, weight, att_norm):
@@ -214,10 +214,11 @@ def att_loss(cam_teacher, cam_student, weight, att_norm):
 
 
 def shuffle(A, k, weight):
-    """Deals each image the map, of A (B, h, w), of the next in the batch scored for the same class k (B, 1), if any."""
+    """Deals each image the map, of A (B, h, w), of the next one scored for the same class k (B, 1), or weight 0."""
     i = torch.arange(len(A), device=A.device)
-    ahead = (i - i[:, None] - 1) % len(A)  # 0 for the next image, B - 1 for the image itself
-    return A[torch.where((k == k.T) & (weight > 0), ahead, len(A)).argmin(1)]
+    ahead = (i - i[:, None] - 1) % len(A)  # [i, j]: 0 where j is the image after i, B - 1 where j is i itself
+    ahead = torch.where((k == k.T) & (weight > 0), ahead, len(A))
+    return A[ahead.argmin(1)], F.normalize(weight * (ahead.amin(1) < len(A) - 1), p=1, dim=0)
 
 
 # speed, files
@@ -297,9 +298,9 @@ if __name__ == '__main__':
     exclusive = [[names.index(name) for name in group if name in names] for group in meta['exclusive']]
     meta['image_size'] % image_size and sys.exit(f"{data_dir}, {meta['image_size']} px: {teacher} has {image_size} px")
     c_pse = pseudo.split(',') if pseudo else names
-    scored = len(c_pse) == len(set(c_pse)) == len(names) and set(c_pse) <= set(t_attrs)  # by the teacher, all of them
+    scored = len(c_pse) == len(set(c_pse)) == len(names) and set(c_pse) <= set(t_attrs)  # D_teacher can: maps, then
     if not scored and (pseudo or lambda_att):
-        sys.exit(f"--pseudo={pseudo}: wants for each of {','.join(names)} another of the teacher's {','.join(t_attrs)}")
+        sys.exit(f"--pseudo={pseudo} --attrs={attrs}: wants for each another of the teacher's {','.join(t_attrs)}")
 
     # nets and optimisers
     for key, of in ('dtype', 'float32 bfloat16'), ('cam', 'gradcam hirescam'), ('att_norm', 'none l2 max'):
@@ -340,7 +341,7 @@ if __name__ == '__main__':
             torch.set_rng_state(ckpt['rng'])
             torch.cuda.manual_seed(seed + ckpt['iter'])  # not the same numbers again; nothing without a GPU
             it = ckpt['iter']
-    open(os.path.join(out_dir, os.path.basename(__file__)), 'w').write(source := open(__file__).read())
+    (source := open(__file__).read()) and open(os.path.join(out_dir, os.path.basename(__file__)), 'w').write(source)
     if dtype == 'bfloat16' and not cuda and 'bf16' not in open('/proc/cpuinfo').read():
         logging.info('warning: this CPU has no bfloat16, and slowly does as if: --dtype=float32 is faster')
     logging.info(f'G {sum(map(torch.numel, G.parameters())):,}, D {sum(map(torch.numel, D.parameters())):,} parameters '
@@ -366,24 +367,23 @@ if __name__ == '__main__':
 
     def attention(x, x_fake, c_trg, k, create_graph=False):
         """Maps of the teacher and of the student, (B, h, w), of class k (B, 1); x_fake = G(x, c_trg), just made."""
-        c_pse = c_trg.new_zeros(len(x), len(t_attrs)).index_copy(1, cols, c_trg)  # in the teacher's order
-        with autocast:
-            x_teacher = G_teacher(x, c_pse)
-        return [hook(D_teacher(x_trg.float())[1].gather(1, cols[k]), create_graph=graph) for hook, x_trg, graph in (
-            (hook_teacher, x_teacher, False), (hook_student, x_fake, create_graph))]
+        with autocast:  # the teacher has the labels in its own order, in the columns of c_pse
+            x_teacher = G_teacher(x, c_trg.new_zeros(len(x), len(t_attrs)).index_copy(1, cols, c_trg))
+        y_T, y_S = (D_teacher(of.float())[1].gather(1, cols[k]) for of in (x_teacher, x_fake))  # y^c, both by D_teacher
+        return hook_teacher(y_T), hook_student(y_S, create_graph=create_graph)
 
     def g_step(x_real, c_org, c_trg):
         """A step of G on eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec L_rec + lambda_att L_att."""
         D.requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
         with autocast:
             x_fake = G(x_real, c_trg)
-        k, weight = pick_class(c_trg * (1 - c_org) if att_new else c_trg)
+        k, weight = pick_class(c_trg * (1 - c_org) if att_new else c_trg)  # drawn even for lambda_att 0: same numbers
         att = torch.zeros(3, device=device)  # L_att, and the shares of maps that are zero everywhere: T's, S's
         if lambda_att:  # before G runs again: the hook keeps the features of the latest forward pass
             cams = attention(x_real, x_fake, c_trg, k, create_graph=True)
             dead = [(A.amax((1, 2)) == 0).float() @ weight for A in cams]
-            cam_teacher = shuffle(cams[0], k, weight) if att_shuffle else cams[0]
-            att = torch.stack([att_loss(cam_teacher, cams[1], weight, att_norm), *dead])
+            cam_teacher, w = shuffle(cams[0], k, weight) if att_shuffle else (cams[0], weight)
+            att = torch.stack([att_loss(cam_teacher, cams[1], w, att_norm), *dead])
         with autocast:
             out_src, out_cls = D(x_fake)
             x_rec = G(x_fake, c_org)

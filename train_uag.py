@@ -77,10 +77,10 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
         sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
     try:
         val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or 0 <= val < float('inf')
+        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
         globals()[key] = val
     except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, not below 0, like {globals()[key]!r}")
+        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
 # -----------------------------------------------------------------------------
 
 # nets
@@ -353,7 +353,7 @@ if __name__ == '__main__':
             pools = {k: [tuple(t.to(device) for t in item) for item in ckpt['pools'][k]][:pool_size] for k in 'st'}
             torch.set_rng_state(ckpt['rng'])
             it, switched = ckpt['iter'], ckpt['switched']
-    open(os.path.join(out_dir, os.path.basename(__file__)), 'w').write(source := open(__file__).read())
+    (source := open(__file__).read()) and open(os.path.join(out_dir, os.path.basename(__file__)), 'w').write(source)
     if dtype == 'bfloat16' and not cuda and 'bf16' not in open('/proc/cpuinfo').read():
         logging.info('warning: this CPU has no bfloat16, and slowly does as if: --dtype=float32 is faster')
     n_params = ', '.join(f'{k} {sum(map(torch.numel, net.parameters())):,}' for k, net in nets.items() if net)

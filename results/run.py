@@ -6,8 +6,8 @@ What is finished is skipped and what was interrupted goes on, so it may be stopp
     python results/run.py --tables=table1 --seeds=0 # one of them, one seed
     python results/run.py --setting=paper --jobs=1  # the paper's sizes on a GPU: CelebA at 128 px, 200,000 iterations
 
-For each table it writes results/<table>.json (figures of every seed, commands, machine, minutes) and, made from that
-alone, results/<table>.md, which the README repeats.
+For each table it writes <table>.json (figures of every seed, commands, machine, minutes) and, made from that alone,
+<table>.md, which the README repeats: to results/ with the defaults of all but tables and jobs, else to out_dir.
 """
 
 import difflib
@@ -28,7 +28,7 @@ import torch
 tables = 'table1,table2,table3,table4'  # which of TABLES, below
 setting = 'small'  # 'small': what results/ holds; 'paper': its sizes, which want a GPU
 seeds = '0,1,2,3,4'  # of the students; one teacher, of seed 0
-split = 'test'  # 'val' while you choose among arms: nothing is written to results/ then
+split = 'test'  # 'val' while you choose among arms
 jobs = 2  # runs side by side, one CPU thread each; on a GPU 1
 train = ''  # more flags for every training run, in one string
 student = ''  # more flags for the students, such as --att_norm=none
@@ -47,10 +47,10 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
         sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
     try:
         val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or 0 <= val < float('inf')
+        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
         globals()[key] = val
     except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, not below 0, like {globals()[key]!r}")
+        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
 # -----------------------------------------------------------------------------
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -84,15 +84,21 @@ TABLES = {
                                    'with, hirescam, l2': PSEUDO + MAP}),
     'table4': ('expressions', 'all', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP})}
 FIGURES = [  # key in evaluate.py's results.json, heading, factor, decimals
-    ('accuracy', 'accuracy %', 100, 1), ('fd_clf', 'FD-clf', 1, 0), ('leak', 'leak', 1, 3),
+    ('accuracy', 'accuracy %', 100, 1), ('fid', 'FID', 1, 2), ('kid', 'KID x100', 100, 3), ('fd_clf', 'FD-clf', 1, 0),
+    ('leak', 'leak', 1, 3),
     ('gradcam energy', 'gradcam energy', 1, 2), ('gradcam point', 'point %', 100, 0),
     ('hirescam energy', 'hirescam energy', 1, 2), ('hirescam point', 'point %', 100, 0)]
 
 
 def finished(folder, flags):
-    """Whether the run of these flags has its last checkpoint: such a run is not even started."""
-    path, iters = os.path.join(folder, 'ckpt.pt'), flags.rpartition('--max_iters=')[2].split()
-    return os.path.exists(path) and iters and torch.load(path, weights_only=True)['iter'] == int(iters[0])
+    """Whether the run in this folder is complete: it is not even started, then. RuntimeError if it had other flags."""
+    if not os.path.exists(path := os.path.join(folder, 'ckpt.pt')):
+        return False
+    ckpt = torch.load(path, map_location='cpu', weights_only=True)
+    was, asked = ckpt['config'], dict(flag[2:].split('=', 1) for flag in shlex.split(flags))
+    if differ := [k for k, v in asked.items() if k != 'device' and cast[type(was[k])](v) != was[k]]:
+        raise RuntimeError(f'{folder}: was run with other {", ".join(differ)}: another --out_dir=, or remove it')
+    return ckpt['iter'] == was['max_iters']
 
 
 def execute(script, flags, folder=''):
@@ -103,8 +109,9 @@ def execute(script, flags, folder=''):
         flags = f'{flags} --out_dir={folder} --resume=True'
     print(f'{time.strftime("%H:%M:%S")} python {script} {flags}', flush=True)
     done = subprocess.run([sys.executable, script, *shlex.split(flags)], cwd=ROOT, text=True, capture_output=True)
+    said = done.stderr.strip() or done.stdout.strip() or f'exit {done.returncode}'
     if done.returncode:
-        raise RuntimeError(f'python {script} {flags}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}')
+        raise RuntimeError(f'python {script} {flags}: {said.splitlines()[-1]}')
 
 
 def spread(values, factor, decimals):
@@ -123,7 +130,7 @@ def difference(arm, base, factor, decimals):
 def closed(arm, base, teacher):
     """Share of the gap between the teacher and the mean of base that arm closes, %; '-' if seeds hide the gap."""
     gap = teacher - statistics.mean(base)
-    if len(base) < 2 or abs(gap) < 2 * statistics.stdev(base) / len(base) ** 0.5:
+    if len(base) < 2 or scipy.stats.ttest_1samp(base, teacher).pvalue > 0.05:
         return '-'
     return f'{100 * (statistics.mean(arm) - statistics.mean(base)) / gap:.0f}'
 
@@ -142,6 +149,7 @@ def render(result):
         cells += ['', '', ''] if arm == 'without' else [
             difference(values['accuracy'], base['accuracy'], 100, 1),
             difference(values['fd_clf'], base['fd_clf'], 1, 0),
+            '-' if result['table'] == 'table3' else  # whose T has other attributes
             ' / '.join(closed(values[k], base[k], result['T'][k]) for k in ('accuracy', 'fd_clf'))]
         lines.append(f'| S {arm} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
@@ -168,8 +176,7 @@ def run_table(name, known, out):
                           f'{out}/{name}/{re.sub("[^a-zA-Z0-9]+", "-", arm)}-s{seed}')
             for seed in seeds.split(',') for arm, more in arms.items()}
     with ThreadPool(jobs) as pool:
-        for _ in pool.imap_unordered(lambda run: execute('train_student.py', *run), runs.values()):
-            pass
+        pool.map(lambda run: execute('train_student.py', *run), runs.values(), chunksize=1)  # waits for all
 
     # evaluation
     paths = ','.join(f'{folder}/ckpt.pt' for folder in [teacher] + [folder for _, folder in runs.values()])
@@ -182,14 +189,15 @@ def run_table(name, known, out):
         arms={arm: {seed: by_path[f'{runs[arm, seed][1]}/ckpt.pt'] for seed in seeds.split(',')} for arm in arms},
         command=f'python results/run.py {shlex.join(sys.argv[1:])}',
         flags={arm: runs[arm, seeds.split(',')[0]][0] for arm in arms},
-        commit=subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip(),
+        commit=subprocess.run('git describe --always --dirty'.split(), capture_output=True, text=True).stdout.strip(),
         torch=torch.__version__, notes=rows['notes'], hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
-        minutes=round((time.time() - t_start) / 60))
-    if split == 'test' and setting == 'small':
-        for ending, text in (('json', json.dumps(result, indent=1) + '\n'), ('md', render(result))):
-            with open(f'results/{name}.{ending}.tmp', 'w') as f:
-                f.write(text)
-            os.replace(f'results/{name}.{ending}.tmp', f'results/{name}.{ending}')
+        minutes=round((time.time() - t_start) / 60))  # of this call
+    full = (split, setting, seeds, train + student + evaluation) == ('test', 'small', '0,1,2,3,4', '')
+    folder = 'results' if full else f'{out}/{name}/{split}'  # nothing but a full table replaces one
+    for ending, text in (('json', json.dumps(result, indent=1) + '\n'), ('md', render(result))):
+        with open(f'{folder}/{name}.{ending}.tmp', 'w') as f:
+            f.write(text)
+        os.replace(f'{folder}/{name}.{ending}.tmp', f'{folder}/{name}.{ending}')
     print(f'\n{name}, {len(seeds.split(","))} seeds, {split} images\n{render(result)}', flush=True)
 
 

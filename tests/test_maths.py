@@ -87,7 +87,8 @@ def test_labels_are_scored_picked_dealt_and_set():
 
     k, weight = torch.tensor([[0], [1], [0], [0], [2], [1], [0]]), torch.tensor([1., 1, 1, 1, 1, 1, 0])
     A = torch.arange(7.)[:, None, None].expand(7, 2, 2)  # the last has no class, its k means nothing
-    assert shuffle(A, k, weight)[:6, 0, 0].tolist() == [2, 5, 3, 0, 4, 1]  # alone in its class: its own
+    dealt, w = shuffle(A, k, weight)
+    assert dealt[[0, 1, 2, 3, 5], 0, 0].tolist() == [2, 5, 3, 0, 1] and (5 * w).tolist() == [1, 1, 1, 1, 0, 1, 0]
 
     c = torch.tensor([[1., 0, 0, 1], [0, 1, 0, 0]])
     assert torch.equal(set_attr(c, 2, [[0, 1, 2]]), torch.tensor([[0., 0, 1, 1], [0, 0, 1, 0]]))

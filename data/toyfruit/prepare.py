@@ -43,10 +43,10 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
         sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
     try:
         val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or 0 <= val < float('inf')
+        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
         globals()[key] = val
     except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, not below 0, like {globals()[key]!r}")
+        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
 # -----------------------------------------------------------------------------
 config = {k: globals()[k] for k in config_keys}
 DOMAINS, SPLITS = ['apple', 'orange'], ['train', 'test']  # A, B
