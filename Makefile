@@ -31,7 +31,8 @@ demo: .venv/installed
 	OMP_NUM_THREADS=2 $(PY) train_teacher.py --dataset=$(DEMO)/data --attrs=all --out_dir=$(DEMO)/T $(DEMO_TRAIN) \
 	    --max_iters=1000 --conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4
 	export OMP_NUM_THREADS=1; $(PY) $(DEMO_S) --lambda_att=0 --out_dir=$(DEMO)/S-without & a=$$!; \
-	    trap "kill $$a" INT TERM; $(PY) $(DEMO_S) --cam=hirescam --att_norm=l2 --out_dir=$(DEMO)/S-with; b=$$?; \
+	    trap "kill $$a" INT TERM; $(PY) $(DEMO_S) --cam=hirescam --att_norm=l2 --lambda_att=3 \
+	    --out_dir=$(DEMO)/S-with; b=$$?; \
 	    wait $$a && exit $$b
 	$(PY) evaluate.py --ckpt=$(DEMO)/T/ckpt.pt,$(DEMO)/S-without/ckpt.pt,$(DEMO)/S-with/ckpt.pt \
 	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=2 --inception=none --device=cpu

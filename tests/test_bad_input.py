@@ -87,7 +87,7 @@ CASES = [
     ('teacher: of train_uag', None, S + ' --teacher={w}/U/ckpt.pt', '{w}/U/ckpt.pt|is of kind uag, wanted stargan'),
     ('teacher: code inside', lambda w: torch.save({'kind': Evil(w / 'ran')}, w / 'T/ckpt.pt'), S, 'with code in it'),
     ('teacher: another size', lambda w: make_data(w / 'attrs', size=24), S + ' --dataset={w}/attrs', '24 px|has 16 px'),
-    ('pseudo: none, other attributes', None, S + ' --dataset={w}/more --attrs=d,e', '--pseudo= --attrs=d,e: wants|a,b,c'),
+    ('pseudo: none given', None, S + ' --dataset={w}/more --attrs=d,e', '--pseudo= --attrs=d,e: wants|a,b,c'),
     # evaluate.py
     ('evaluate: nothing to do', None, E + ' --ckpt=', '--ckpt=|--real_dir='),
     ('evaluate: the same twice', None, E + ' --ckpt={w}/T/ckpt.pt,{w}/T/ckpt.pt', 'two of one name'),
