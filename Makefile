@@ -24,9 +24,9 @@ PY := .venv/bin/python
 DEMO = out/demo
 DEMO_TRAIN = --n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --device=cpu --log_interval=100 --sample_interval=250 \
              --ckpt_interval=250 --resume=True
-DEMO_S = train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=850 $(DEMO_TRAIN)
+DEMO_S = train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1000 $(DEMO_TRAIN)
 demo: .venv/installed
-	$(PY) data/toyfaces/prepare.py --image_size=32 --balance=1 --variety=0.35 --n_train=3000 --n_val=200 --n_test=300 \
+	$(PY) data/toyfaces/prepare.py --image_size=32 --balance=1 --variety=0.35 --n_train=3000 --n_val=200 --n_test=200 \
 	    --attrs=Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin --dst=$(DEMO)/data
 	OMP_NUM_THREADS=2 $(PY) train_teacher.py --dataset=$(DEMO)/data --attrs=all --out_dir=$(DEMO)/T $(DEMO_TRAIN) \
 	    --max_iters=1000 --conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4
@@ -37,13 +37,13 @@ demo: .venv/installed
 	$(PY) evaluate.py --ckpt=$(DEMO)/T/ckpt.pt,$(DEMO)/S-without/ckpt.pt,$(DEMO)/S-with/ckpt.pt \
 	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=2 --inception=none --device=cpu
 
-# 64 px, small nets, batches of 2; an epoch is 450 iterations
+# 64 px, small nets, batches of 2; an epoch is 500 iterations
 UAG = out/demo-uag
 UAG_TRAIN = $(PY) train_uag.py --dataset=$(UAG)/data --ngf=16 --n_blocks=3 --ndf=32 --naf=16 --d_n_layers=2 \
             --batch_size=2 --lr=1e-3 --lambda_cyc=5 --n_epochs=2 --switch_at=0.5 --device=cpu --log_interval=100 \
             --sample_interval=250 --ckpt_interval=250 --resume=True
 demo-uag: .venv/installed
-	$(PY) data/toyfruit/prepare.py --n_train=900 --n_test=100 --dst=$(UAG)/data
+	$(PY) data/toyfruit/prepare.py --n_train=1000 --n_test=100 --dst=$(UAG)/data
 	export OMP_NUM_THREADS=1; $(UAG_TRAIN) --attention=False --out_dir=$(UAG)/CycleGAN & a=$$!; \
 	    trap "kill $$a" INT TERM; $(UAG_TRAIN) --out_dir=$(UAG)/UAG; b=$$?; wait $$a && exit $$b
 	$(PY) evaluate.py --ckpt=$(UAG)/UAG/ckpt.pt,$(UAG)/CycleGAN/ckpt.pt \

@@ -65,7 +65,7 @@ SETTINGS = {  # data sets, made if there is a command; then flags of every run, 
         run='--n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --device=cpu',
         evaluate='--inception=none --device=cpu',
         T='--conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4 --max_iters=1000',
-        S='--conv_dim=12 --n_blocks=1 --max_iters=850', S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=850'),
+        S='--conv_dim=12 --n_blocks=1 --max_iters=1000', S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1000'),
     'paper': dict(
         faces='celeba', hair='celeba', expressions='folders',  # where RaFD goes
         attrs='Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup', run='', evaluate='',
