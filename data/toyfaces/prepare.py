@@ -103,7 +103,7 @@ JITTER = dict(cx=.03, cy=.03, scale=.016, tilt=.1, yaw=.12, gain=.04, gaze=.08) 
 hsv = lambda h, s, v: tuple(int(255 * x) for x in colorsys.hsv_to_rgb(h, s, v))  # noqa: E731 (to (r, g, b) in 0..255)
 pick = lambda options, t: options[int(t * len(options))]  # noqa: E731 (the one at t in [0, 1))
 NONE, CLOTH, NECK, FACE, FEATURE, HAIR_ID, HAT_ID = range(7)  # what is in front, pixel by pixel
-TOP, BOTTOM = dict(lo=np.pi, hi=2 * np.pi), dict(lo=0, hi=np.pi)  # halves of an oval
+TOP, BOTTOM = dict(arc=(np.pi, 2 * np.pi)), dict(arc=(0, np.pi))  # halves of an oval
 
 
 def lerp(lo, hi, t):
@@ -111,9 +111,9 @@ def lerp(lo, hi, t):
     return lo + (hi - lo) * t if np.isscalar(lo) else tuple(int(a + (b - a) * t) for a, b in zip(lo, hi))
 
 
-def oval(u, v, w, h, n=2., lo=0., hi=2 * np.pi, k=32):
-    """(k, 2) points of a superellipse with half axes w and h about (u, v), from angle lo to hi (down is pi/2)."""
-    c, s = np.cos(np.linspace(lo, hi, k)), np.sin(np.linspace(lo, hi, k))
+def oval(u, v, w, h, n=2., arc=(0, 2 * np.pi), k=32):
+    """(k, 2) points of a superellipse with half axes w and h about (u, v), over an arc of angles (down is pi/2)."""
+    c, s = np.cos(np.linspace(*arc, k)), np.sin(np.linspace(*arc, k))
     return np.stack([u + w * np.sign(c) * np.abs(c) ** (2 / n), v + h * np.sign(s) * np.abs(s) ** (2 / n)], 1)
 
 
@@ -186,7 +186,7 @@ def paint_head(c, y, p, f):
         c.poly(f.outer, f.hair_dark if f.long else f.hair, HAIR_ID)
     c.poly(np.array([[-neck, .7], [neck, .7], [neck, 1.7], [-neck, 1.7]]), lerp(skin, shade, .45), NECK)
     shoulder = np.array([[neck + .08, 1.44], [width, 1.62], [width + .4, 3]])
-    cloth = np.concatenate([oval(0, 1.42, neck, .16, lo=np.pi, hi=0), shoulder, shoulder[::-1] * [-1, 1]])
+    cloth = np.concatenate([oval(0, 1.42, neck, .16, arc=(np.pi, 0)), shoulder, shoulder[::-1] * [-1, 1]])
     c.poly(cloth, hsv(p['cloth_h'], p['cloth_s'], p['cloth_v']), CLOTH)
     for side in (-1, 1):
         c.poly(oval(side, .08, .13, .23), skin, FACE)
@@ -196,7 +196,7 @@ def paint_head(c, y, p, f):
     face = np.concatenate([oval(0, 0, 1, 1.2, **TOP), oval(0, 0, 1, f.chin, jaw, **BOTTOM)])
     face[:, 0] += 1.15 * np.sin(p['yaw']) * .8 * np.clip(face[:, 1] / f.chin, 0, 1) ** 2
     c.poly(face, skin, FACE)
-    clip, half = c.mask([face]), dict(lo=-np.pi / 2, hi=np.pi / 2)
+    clip, half = c.mask([face]), dict(arc=(-np.pi / 2, np.pi / 2))
     crescent = np.concatenate([oval(0, .05, 1.1, 1.4, **half), oval(-.15, .05, .85, 1.35, **half)[::-1]])
     c.soft([crescent * [f.far, 1]], shade, .25 + .35 * abs(p['light']), .1, clip)
     cheeks = [f.warp(oval(side * .56, .36 + p['pitch'], p['cheek_w'], p['cheek_h'])) for side in (-1, 1)]
@@ -207,7 +207,7 @@ def paint_head(c, y, p, f):
     w, v, tip = p['nose_w'], p['nose_v'] + p['pitch'], .06 * np.sign(p['yaw']) * min(1, abs(p['yaw']) * 6)
     c.soft([f.warp([[f.far * .04, -.1], [f.far * w + tip, v], [tip, v + .03]])], shade, .55, .03, clip)
     c.soft([f.warp(oval(tip - f.far * .03, v - .08, .05, .09))], f.light, .6, .02)
-    c.poly(f.warp(oval(tip, v - .02, w, .07, lo=.15, hi=np.pi - .15, k=12)), shade, line=.045)
+    c.poly(f.warp(oval(tip, v - .02, w, .07, arc=(.15, np.pi - .15), k=12)), shade, line=.045)
     return {'Rosy_Cheeks': [pts * 1.15 - .15 * pts.mean(0) for pts in cheeks]}  # with the soft edge
 
 
@@ -219,7 +219,7 @@ def paint_features(c, y, p, f):
     for side in (1, -1):
         at = lambda pts: f.warp(pts * np.array([side, 1]) + [side * p['eye_d'], f.ev])  # noqa: E731 (outwards is +u)
         upper = oval(0, 0, ew, eh * p['upper'], 1.8, **TOP, k=17)
-        lower = oval(0, 0, ew, eh * .8 * p['lower'], 1.8, np.pi, 0, 17)
+        lower = oval(0, 0, ew, eh * .8 * p['lower'], 1.8, (np.pi, 0), 17)
         lid = np.concatenate([oval(.03, -.02, ew * 1.3, eh + .17, **TOP, k=17), upper[::-1]])
         lids.append(at(np.concatenate([lid[:17], lower[::-1] * [1.1, 1.2]])))
         if makeup:
@@ -235,7 +235,7 @@ def paint_features(c, y, p, f):
         for u, lash in ((.6, .1), (.85, .11), (1., .1)) if makeup else ():
             root = np.array([ew * u, np.interp(ew * u, *upper.T)])
             c.poly(at([root, root + [.09, -lash]]), (20, 12, 15), line=.05)
-        arc = oval(0, bv, .28, .1, lo=np.pi + .25, hi=2 * np.pi - .25, k=10) + t * [0, p['brow_a'] + p['outer']]
+        arc = oval(0, bv, .28, .1, arc=(np.pi + .25, 2 * np.pi - .25), k=10) + t * [0, p['brow_a'] + p['outer']]
         arc = arc + (1 - t) * [-p['close'], p['inner']] + [0, p['one'] * (side > 0)]
         c.poly(at(arc), lerp(f.hair_dark, (40, 28, 25), .5), line=brow)
     mw, thick = p['mouth_w'] * (1.05 if f.male else .95) * p['wide'], f.sexed('lip', .09, .12, .045, .07)
