@@ -1,13 +1,13 @@
 # make demo       a teacher, a student without and one with attention loss, compared: 4 minutes on 2 CPU cores
 # make demo-uag   attention-guided translation of drawn fruit beside plain CycleGAN: 4 minutes on 2 CPU cores
 # make test       the test suite
-# make bench      speed of the training steps: 6 minutes on 2 CPU cores; out/bench/
+# make bench      speed of the training steps: 5 minutes on a CPU core; out/bench/
 # make bench-gpu  that at the paper's sizes, and the tests that need a GPU
 # make picture    a longer look, 64 px faces of full variety: hours on 2 CPU cores, minutes on a GPU; ITERS=
-# make results    every table of results/, in small: hours on 2 CPU cores
+# make results    the tables in small, on drawn faces: an hour or two on 2 CPU cores, by estimate
 # make clean      removes the demos and .venv, no other run
 # make tables     the paper's tables at its sizes: CelebA, 128 px, a GPU; TRAIN=, STUDENT=, EVAL=, SEEDS=, TABLES=
-# All start from a fresh clone, and pick up where they were when run again.
+# All but the tables (their data) start from a fresh clone, and pick up where they were when run again.
 
 PY := .venv/bin/python
 .PHONY: demo demo-uag test bench bench-gpu picture results tables clean
