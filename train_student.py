@@ -262,8 +262,7 @@ def load_ckpt(path, *kinds):
 
 def load_nets(path, *kinds):
     """A checkpoint -> it, and its nets {'G', 'D'}, of train_uag.py {'G_st', 'G_ts', 'A_s', 'A_t'}, frozen, on the CPU.
-    The script that made it, in this folder, builds them; its text in the checkpoint is only compared, never run. Exits
-    with one line if the script has other nets now, and on whatever is damaged."""
+    The script that made it builds them; its text in the checkpoint is compared, never run. Or exits, in one line."""
     ckpt, nets = load_ckpt(path, *kinds), {}
     with or_exit(f'{path}: cannot build its nets'):
         script = os.path.join(os.path.dirname(__file__), os.path.basename(ckpt['script']))
@@ -279,8 +278,9 @@ def load_nets(path, *kinds):
                 net = getattr(module, {'G': 'Generator', 'D': 'Discriminator', 'A': 'Attention'}[key[0]])(**args)
             net.load_state_dict(weights, assign=True)
             nets[key] = net.float().requires_grad_(False)
-        names = ckpt['attrs'] if 'attrs' in ckpt else ckpt['domains']
-        assert ckpt['config']['dataset'] + ','.join(names) and len(names + []) == ckpt['g_args'].get('c_dim', 2), names
+        assert type(names := ckpt.get('attrs', ckpt.get('domains'))) is list, f'names {names}'
+        assert len(names) == ckpt['g_args'].get('c_dim', 2), f"{len(names)} names for {ckpt['g_args']}"
+        assert {*map(type, names), type(ckpt['config']['dataset'])} == {str}, 'names or the data set are no text'
         return ckpt, nets
 
 

@@ -368,7 +368,7 @@ if __name__ == '__main__':
             nets['D_' + k].requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
             if switched:  # A stays as it is; D does without norm: its statistics would be those of the blank, mostly
                 nets['A_' + k].requires_grad_(False)
-                nets['D_' + k].norm = False  # as the authors' code does; short runs do better without this line
+                nets['D_' + k].norm = False  # as the authors' code does; one seed of a short run did better without it
         with autocast:
             losses, x_fake, a = g_losses(nets, {'s': x_s, 't': x_t}, tau_D, tau_G)
         g_loss = losses[0] + losses[1] + lambda_cyc * (losses[2] + losses[3])

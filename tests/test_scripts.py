@@ -11,7 +11,7 @@ from conftest import ROOT, run
 BANNER = '# ' + '-' * 77
 TRAIN = ['train_teacher.py', 'train_student.py', 'train_uag.py']  # not a glob: a user's copy is free to differ
 PREPARE = sorted(os.path.relpath(path, ROOT) for path in glob.glob(ROOT + '/data/*/prepare.py'))
-SCRIPTS = [*TRAIN, 'evaluate.py', *PREPARE]
+SCRIPTS = [*TRAIN, 'evaluate.py', 'results/run.py', *PREPARE]
 
 
 def text(path):
