@@ -2,7 +2,7 @@
 Draws two unpaired domains, apples and oranges on clutter, for train_uag.py: a translator should repaint the fruit and
 leave the rest alone, and the test masks say which pixels are fruit. All else comes from one random process.
 
-    python data/toyfruit/prepare.py    # 64 px, 2 x 2000 train, 2 x 200 test: 56 MB, about 20 s on 2 cores
+    python data/toyfruit/prepare.py    # 64 px, 2 x 2000 train, 2 x 200 test: 56 MB, about 66 s of CPU time on an EPYC
 
 Writes {train,test}{A,B}_x.npy uint8 (N, H, W, 3) RGB, A apples, B oranges, test{A,B}_m.npy uint8 (N, H, W), meta.json.
 """
