@@ -6,7 +6,7 @@ A seed draws the same people at every image_size, and draw_face(..., label=...) 
     python data/toyfaces/prepare.py --image_size=32 --balance=1 --variety=0.35 --attrs=Blond_Hair,Eyeglasses,Mustache
     python data/toyfaces/prepare.py --label=expressions --n_train=4000 --n_val=400 --n_test=800 --dst=data/expressions
 
-Takes about 75 s on 2 cores of an EPYC and 0.4 GB of disk at the defaults. Writes {train,val,test}_x.npy uint8 (N, H, W, 3) RGB,
+Takes 75 s on 2 EPYC cores and 0.4 GB of disk at the defaults. Writes {train,val,test}_x.npy uint8 (N, H, W, 3) RGB,
 {train,val,test}_y.npy uint8 (N, C) in {0, 1}, {val,test}_m.npy uint8 (N, C, H, W) in {0, 1} and, last, meta.json.
 """
 
