@@ -3,6 +3,7 @@ Runs the experiments behind the tables of results/: a teacher, students of every
 What is finished is skipped and what was interrupted goes on, so it may be stopped and called again at any time.
 
     python results/run.py                           # every table in small, on a CPU: drawn faces of 32 px
+    python results/run.py --tables=validation       # what the settings of table1 were chosen by
     python results/run.py --tables=table1 --seeds=0 # one of them, one seed
     python results/run.py --setting=paper --jobs=1  # the paper's sizes on a GPU: CelebA at 128 px, 200,000 iterations
 
@@ -27,8 +28,8 @@ import torch
 # -----------------------------------------------------------------------------
 tables = 'table1,table2,table3,table4'  # which of TABLES, below
 setting = 'small'  # 'small': what results/ holds; 'paper': its sizes, which want a GPU
-seeds = '0,1,2,3,4'  # of the students; one teacher, of seed 0
-split = 'test'  # 'val' while you choose among arms
+seeds = ''  # of the students; one teacher, of seed 0; '': 0,1,2,3,4, to choose among arms 100,101,102
+split = ''  # 'test' or 'val'; '': test images, to choose among arms those for validation
 jobs = 2  # runs side by side, one CPU thread each; on a GPU 1
 train = ''  # more flags for every training run, in one string
 student = ''  # more flags for the students, such as --att_norm=none
@@ -55,34 +56,44 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HAIR, OTHER_HAIR = 'Black_Hair,Blond_Hair,Wearing_Hat,Wavy_Hair', 'Brown_Hair,Gray_Hair,Bald,Straight_Hair'
-DRAW = 'data/toyfaces/prepare.py --image_size=32 --n_val=300 --n_test=500 --n_train='
+DRAW = 'data/toyfaces/prepare.py --image_size=32 --n_val=500 --n_test=1000 --n_train='
+SEVEN = 'Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup'
 SETTINGS = {  # data sets, made if there is a command; then flags of every run, of T, S, S-Lite and of evaluate.py
     'small': dict(
-        faces='out/results/faces', make_faces=DRAW + '3000 --balance=1 --variety=0.35 --attrs={attrs}',
-        hair='out/results/hair', make_hair=DRAW + f'3000 --balance=1 --variety=0.35 --attrs={HAIR},{OTHER_HAIR}',
-        expressions='out/results/expressions', make_expressions=DRAW + '4000 --label=expressions',
-        attrs='Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin',
+        faces='out/results/faces', make_faces=DRAW + '6000 --balance=1 --variety=0.5 --attrs={attrs}',
+        hair='out/results/hair', make_hair=DRAW + f'6000 --balance=1 --variety=0.5 --attrs={HAIR},{OTHER_HAIR}',
+        expressions='out/results/expressions', make_expressions=DRAW + '6000 --variety=0.5 --label=expressions',
+        attrs=SEVEN,
         run='--n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --device=cpu',
         evaluate='--inception=none --device=cpu',
-        T='--conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4 --max_iters=1000',
-        S='--conv_dim=12 --n_blocks=1 --max_iters=1000', S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1000'),
+        T='--conv_dim=24 --n_blocks=2 --d_conv_dim=32 --d_n_layers=4 --max_iters=6000 --ckpt_interval=1000',
+        S='--conv_dim=12 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
+        S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
+        longer=1600, curve=(200, 400, 600, 800)),  # iterations in the time of 1,000 with the loss; also evaluated after
     'paper': dict(
         faces='celeba', hair='celeba', expressions='folders',  # where RaFD goes
-        attrs='Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup', run='', evaluate='',
-        T='', S='--conv_dim=32 --n_blocks=3', S_Lite='--conv_dim=16 --n_blocks=1')}
+        attrs=SEVEN, run='', evaluate='', T='', S='--conv_dim=32 --n_blocks=3', S_Lite='--conv_dim=16 --n_blocks=1',
+        longer=240000, curve=(10000, 20000, 50000, 100000))}
 # the tables: data, the teacher's attributes, which student, and what its arms add to the student's flags
 PAPER, MAP = '--lambda_att=10 --att_norm=none', '--lambda_att=10 --att_norm=l2 --cam=hirescam'
 PSEUDO = f'--attrs={OTHER_HAIR} --pseudo={HAIR} '
 TABLES = {
+    'validation': ('faces', '{attrs}', 'S', {
+        'without': '--lambda_att=0', 'with': PAPER,
+        **{f'with, {cam}, l2, {n}': f'--cam={cam} --att_norm=l2 --lambda_att={n}'
+           for cam in ('gradcam', 'hirescam') for n in (1, 3, 10, 30)},
+        'with, hirescam, l2, 10, new': MAP + ' --att_new=True'}),
     'table1': ('faces', '{attrs}', 'S', {
         'without': '--lambda_att=0', 'with': PAPER, 'with, gradcam, l2': PAPER + ' --att_norm=l2',
         'with, hirescam, l2': MAP,
+        'without, longer': '--lambda_att=0 --max_iters={longer}',
         'control: shuffled maps': MAP + ' --att_shuffle=True',
         'control: untrained T': MAP + ' --teacher={out}/untrained/ckpt.pt'}),
     'table2': ('faces', '{attrs}', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP}),
     'table3': ('hair', HAIR, 'S', {'without': PSEUDO + '--lambda_att=0', 'with': PSEUDO + PAPER,
                                    'with, hirescam, l2': PSEUDO + MAP}),
     'table4': ('expressions', 'all', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP})}
+CURVE = ('without', 'with', 'with, hirescam, l2')  # arms of table1 that are evaluated all along
 FIGURES = [  # key in evaluate.py's results.json, heading, factor, decimals
     ('accuracy', 'accuracy %', 100, 1), ('fid', 'FID', 1, 2), ('kid', 'KID x100', 100, 3), ('fd_clf', 'FD-clf', 1, 0),
     ('leak', 'leak', 1, 3),
@@ -90,27 +101,42 @@ FIGURES = [  # key in evaluate.py's results.json, heading, factor, decimals
     ('hirescam energy', 'hirescam energy', 1, 2), ('hirescam point', 'point %', 100, 0)]
 
 
+def load(path):
+    """A checkpoint."""
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
 def finished(folder, flags):
     """Whether the run in this folder is complete: it is not even started, then. RuntimeError if it had other flags."""
     if not os.path.exists(path := os.path.join(folder, 'ckpt.pt')):
         return False
-    ckpt = torch.load(path, map_location='cpu', weights_only=True)
-    was, asked = ckpt['config'], dict(flag[2:].split('=', 1) for flag in shlex.split(flags))
-    if differ := [k for k, v in asked.items() if k != 'device' and cast[type(was[k])](v) != was[k]]:
+    was, asked = (ckpt := load(path))['config'], dict(flag[2:].split('=', 1) for flag in shlex.split(flags))
+    if differ := [k for k, v in asked.items()
+                  if k != 'device' and not k.endswith('_interval') and cast[type(was[k])](v) != was[k]]:
         raise RuntimeError(f'{folder}: was run with other {", ".join(differ)}: another --out_dir=, or remove it')
     return ckpt['iter'] == was['max_iters']
 
 
 def execute(script, flags, folder=''):
-    """Runs a script of the repository; with folder, a training, resumed. RuntimeError: its last line, if it fails."""
+    """Runs a script of the repository; with folder, a training, resumed, every checkpoint of which is kept as <iter>.pt.
+    RuntimeError: its last line, if it fails."""
     if folder:
         if finished(folder, flags):
             return
         flags = f'{flags} --out_dir={folder} --resume=True'
     print(f'{time.strftime("%H:%M:%S")} python {script} {flags}', flush=True)
-    done = subprocess.run([sys.executable, script, *shlex.split(flags)], cwd=ROOT, text=True, capture_output=True)
-    said = done.stderr.strip() or done.stdout.strip() or f'exit {done.returncode}'
-    if done.returncode:
+    run, kept = subprocess.Popen([sys.executable, script, *shlex.split(flags)], cwd=ROOT, text=True,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE), None
+    while run.returncode is None:
+        try:
+            stdout, stderr = run.communicate(timeout=2)
+        except subprocess.TimeoutExpired:
+            pass
+        if folder and os.path.exists(path := os.path.join(folder, 'ckpt.pt')) and os.stat(path).st_ino != kept:
+            kept, link = os.stat(path).st_ino, f'{folder}/{load(path)["iter"]}.pt'
+            os.path.exists(link) or os.link(path, link)
+    if run.returncode:
+        said = stderr.strip() or stdout.strip() or f'exit {run.returncode}'
         raise RuntimeError(f'python {script} {flags}: {said.splitlines()[-1]}')
 
 
@@ -152,12 +178,20 @@ def render(result):
             '-' if result['table'] == 'table3' else  # whose T has other attributes
             ' / '.join(closed(values[k], base[k], result['T'][k]) for k in ('accuracy', 'fd_clf'))]
         lines.append(f'| S {arm} | ' + ' | '.join(cells) + ' |')
+    if curve := result.get('curve'):
+        lines += ['', '| accuracy % after | ' + ' | '.join(f'{int(it):,}' for it in curve) + ' |',
+                  '|---' * (len(curve) + 1) + '|']
+        lines += [f'| S {arm} | ' + ' | '.join(
+            spread([seed['accuracy'] for seed in found[arm].values()], 100, 1) for found in curve.values()) + ' |'
+            for arm in next(iter(curve.values()))]
     return '\n'.join(lines) + '\n'
 
 
 def run_table(name, known, out):
     """One of TABLES, by the flags `known` of the setting, in the folder out: trains, evaluates, writes, prints."""
     (data, attrs, size, arms), t_start = TABLES[name], time.time()
+    on = split or ('val' if name == 'validation' else 'test')
+    some = (seeds or ('100,101,102' if name == 'validation' else '0,1,2,3,4')).split(',')
     gpu = torch.cuda.is_available() and torch.cuda.get_device_name()
     cpu = open('/proc/cpuinfo').read().partition('model name\t: ')[2].partition('\n')[0]
 
@@ -172,33 +206,45 @@ def run_table(name, known, out):
 
     # students: seeds outermost, so that an early stop leaves whole seeds
     flags = f'--teacher={teacher}/ckpt.pt {known["run"]} {known[size]} {train}'
-    runs = {(arm, seed): (f'{flags} {more} {student} --seed={seed}'.format(out=out),
+    runs = {(arm, seed): (f'{flags} {more} {student} --seed={seed}'.format(out=out, **known),
                           f'{out}/{name}/{re.sub("[^a-zA-Z0-9]+", "-", arm)}-s{seed}')
-            for seed in seeds.split(',') for arm, more in arms.items()}
+            for seed in some for arm, more in arms.items()}
     with ThreadPool(jobs) as pool:
         pool.map(lambda run: execute('train_student.py', *run), runs.values(), chunksize=1)  # waits for all
 
-    # evaluation
-    paths = ','.join(f'{folder}/ckpt.pt' for folder in [teacher] + [folder for _, folder in runs.values()])
-    execute('evaluate.py', f'--ckpt={paths} --split={split} --out_dir={out}/{name}/{split} --clf_dir={out}/clf '
-                           f'{known["evaluate"]} {evaluation}')
-    rows = json.load(open(f'{out}/{name}/{split}/results.json'))
-    by_path = {row['path']: {k: row[k] for k, *_ in FIGURES if k in row} for row in rows['checkpoints']}
+    # evaluation, of some arms also after fewer iterations
+    def evaluate(it, which):
+        """-> {arm: {seed: figures}} after `it` iterations, '' for the last; with 'T', those of the teacher."""
+        ckpts = {key: f'{folder}/{it or "ckpt"}.pt' for key, (_, folder) in runs.items() if key[0] in which}
+        folder = f'{out}/{name}/{on}{it}'
+        execute('evaluate.py', f'--ckpt={",".join([f"{teacher}/ckpt.pt", *ckpts.values()])} --split={on} '
+                               f'--out_dir={folder} --clf_dir={out}/clf {known["evaluate"]} {evaluation}')
+        rows = json.load(open(f'{folder}/results.json'))
+        notes[it], figures = rows['notes'], {row['path']: {k: row[k] for k, *_ in FIGURES if k in row}
+                                             for row in rows['checkpoints']}
+        return dict(T=figures[f'{teacher}/ckpt.pt']) | {
+            arm: {seed: figures[ckpts[arm, seed]] for seed in some} for arm in which}
+    notes, curve = {}, {'table1': known['curve']}.get(name, ())
+    evaluate('', [])  # trains the classifier, which all share
+    with ThreadPool(jobs) as pool:
+        found = dict(zip(['', *curve], pool.starmap(
+            evaluate, [('', [*arms]), *((it, CURVE) for it in curve)], chunksize=1)))
+    figures = found.pop('')
     result = dict(
-        table=name, setting=setting, split=split, T=by_path[f'{teacher}/ckpt.pt'],
-        arms={arm: {seed: by_path[f'{runs[arm, seed][1]}/ckpt.pt'] for seed in seeds.split(',')} for arm in arms},
+        table=name, setting=setting, split=on, T=figures['T'], arms={arm: figures[arm] for arm in arms},
+        curve={it: {arm: of[arm] for arm in CURVE} for it, of in found.items()},
         command=f'python results/run.py {shlex.join(sys.argv[1:])}',
-        flags={arm: runs[arm, seeds.split(',')[0]][0] for arm in arms},
+        flags={arm: runs[arm, some[0]][0] for arm in arms},
         commit=subprocess.run('git describe --always --dirty'.split(), capture_output=True, text=True).stdout.strip(),
-        torch=torch.__version__, notes=rows['notes'], hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
+        torch=torch.__version__, notes=notes[''], hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
         minutes=round((time.time() - t_start) / 60))  # of this call
-    full = (split, setting, seeds, train + student + evaluation) == ('test', 'small', '0,1,2,3,4', '')
-    folder = 'results' if full else f'{out}/{name}/{split}'  # nothing but a full table replaces one
+    full = setting == 'small' and not split + seeds + train + student + evaluation
+    folder = 'results' if full else f'{out}/{name}/{on}'  # nothing but a full table replaces one
     for ending, text in (('json', json.dumps(result, indent=1) + '\n'), ('md', render(result))):
         with open(f'{folder}/{name}.{ending}.tmp', 'w') as f:
             f.write(text)
         os.replace(f'{folder}/{name}.{ending}.tmp', f'{folder}/{name}.{ending}')
-    print(f'\n{name}, {len(seeds.split(","))} seeds, {split} images\n{render(result)}', flush=True)
+    print(f'\n{name}, {len(some)} seeds, {on} images\n{render(result)}', flush=True)
 
 
 if __name__ == '__main__':
