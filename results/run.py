@@ -56,7 +56,7 @@ for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overri
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HAIR, OTHER_HAIR = 'Black_Hair,Blond_Hair,Wearing_Hat,Wavy_Hair', 'Brown_Hair,Gray_Hair,Bald,Straight_Hair'
-DRAW = 'data/toyfaces/prepare.py --image_size=32 --n_val=500 --n_test=1000 --n_train='
+DRAW = 'data/toyfaces/prepare.py --image_size=32 --n_val=500 --n_test=500 --n_train='
 SEVEN = 'Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup'
 SETTINGS = {  # data sets, made if there is a command; then flags of every run, of T, S, S-Lite and of evaluate.py
     'small': dict(
@@ -117,9 +117,9 @@ def finished(folder, flags):
     return ckpt['iter'] == was['max_iters']
 
 
-def execute(script, flags, folder=''):
-    """Runs a script of the repository; with folder, a training, resumed, every checkpoint of which is kept as <iter>.pt.
-    RuntimeError: its last line, if it fails."""
+def execute(script, flags, folder='', keep=()):
+    """Runs a script of the repository; with folder, a training, resumed, whose checkpoints after the iterations `keep`
+    stay there as <iter>.pt. RuntimeError: its last line, if it fails."""
     if folder:
         if finished(folder, flags):
             return
@@ -132,9 +132,9 @@ def execute(script, flags, folder=''):
             stdout, stderr = run.communicate(timeout=2)
         except subprocess.TimeoutExpired:
             pass
-        if folder and os.path.exists(path := os.path.join(folder, 'ckpt.pt')) and os.stat(path).st_ino != kept:
-            kept, link = os.stat(path).st_ino, f'{folder}/{load(path)["iter"]}.pt'
-            os.path.exists(link) or os.link(path, link)
+        if keep and os.path.exists(path := os.path.join(folder, 'ckpt.pt')) and os.stat(path).st_ino != kept:
+            kept, it = os.stat(path).st_ino, load(path)['iter']
+            it in keep and not os.path.exists(f'{folder}/{it}.pt') and os.link(path, f'{folder}/{it}.pt')
     if run.returncode:
         said = stderr.strip() or stdout.strip() or f'exit {run.returncode}'
         raise RuntimeError(f'python {script} {flags}: {said.splitlines()[-1]}')
@@ -205,12 +205,13 @@ def run_table(name, known, out):
         execute('train_teacher.py', flags + ' --max_iters=0', f'{out}/untrained')
 
     # students: seeds outermost, so that an early stop leaves whole seeds
+    curve = known['curve'] if name == 'table1' else ()
     flags = f'--teacher={teacher}/ckpt.pt {known["run"]} {known[size]} {train}'
     runs = {(arm, seed): (f'{flags} {more} {student} --seed={seed}'.format(out=out, **known),
                           f'{out}/{name}/{re.sub("[^a-zA-Z0-9]+", "-", arm)}-s{seed}')
             for seed in some for arm, more in arms.items()}
     with ThreadPool(jobs) as pool:
-        pool.map(lambda run: execute('train_student.py', *run), runs.values(), chunksize=1)  # waits for all
+        pool.map(lambda run: execute('train_student.py', *run, curve), runs.values(), chunksize=1)  # waits for all
 
     # evaluation, of some arms also after fewer iterations
     def evaluate(it, which):
@@ -224,7 +225,7 @@ def run_table(name, known, out):
                                              for row in rows['checkpoints']}
         return dict(T=figures[f'{teacher}/ckpt.pt']) | {
             arm: {seed: figures[ckpts[arm, seed]] for seed in some} for arm in which}
-    notes, curve = {}, {'table1': known['curve']}.get(name, ())
+    notes = {}
     evaluate('', [])  # trains the classifier, which all share
     with ThreadPool(jobs) as pool:
         found = dict(zip(['', *curve], pool.starmap(
