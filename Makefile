@@ -66,13 +66,13 @@ PICTURE_TRAIN = --n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --max_iter
                 --sample_interval=1000 --ckpt_interval=500 --resume=True
 PICTURE_S = train_student.py --teacher=$(PICTURE)/T/ckpt.pt --conv_dim=12 --n_blocks=1 $(PICTURE_TRAIN)
 picture: .venv/installed
-	$(PY) data/toyfaces/prepare.py --balance=1 --dst=$(PICTURE)/data
+	$(PY) data/toyfaces/prepare.py --balance=1 --n_train=10000 --dst=$(PICTURE)/data
 	$(PY) train_teacher.py --dataset=$(PICTURE)/data --attrs=Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin \
 	    --conv_dim=24 --n_blocks=3 --d_conv_dim=24 --d_n_layers=5 --out_dir=$(PICTURE)/T $(PICTURE_TRAIN)
 	$(PY) $(PICTURE_S) --lambda_att=0 --out_dir=$(PICTURE)/S-without
 	$(PY) $(PICTURE_S) --cam=hirescam --att_norm=l2 --out_dir=$(PICTURE)/S-with
 	$(PY) evaluate.py --ckpt=$(PICTURE)/T/ckpt.pt,$(PICTURE)/S-without/ckpt.pt,$(PICTURE)/S-with/ckpt.pt \
-	    --out_dir=$(PICTURE)/eval --clf_dir=$(PICTURE)/clf --inception=none
+	    --out_dir=$(PICTURE)/eval --clf_dir=$(PICTURE)/clf --clf_epochs=3 --inception=none
 
 SEEDS = 0,1,2,3,4
 TABLES = table1,table2,table3,table4
