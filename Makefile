@@ -74,7 +74,7 @@ picture: .venv/installed
 	$(PY) evaluate.py --ckpt=$(PICTURE)/T/ckpt.pt,$(PICTURE)/S-without/ckpt.pt,$(PICTURE)/S-with/ckpt.pt \
 	    --out_dir=$(PICTURE)/eval --clf_dir=$(PICTURE)/clf --clf_epochs=3 --inception=none
 
-SEEDS = 0,1,2,3,4
+SEEDS =
 TABLES = table1,table2,table3,table4
 # more flags: for every training run; for students only, such as STUDENT=--att_norm=l2; for evaluate.py
 TRAIN =
