@@ -119,8 +119,8 @@ def finished(script, folder, flags):
     was, module = (ckpt := load(path))['config'], importlib.import_module(script.removesuffix('.py'))
     asked = {k: v for k in module.config_keys if (v := getattr(module, k)) != ''}  # '': the script fills it in
     asked |= {k: cast[type(was[k])](v) for k, v in (flag[2:].split('=', 1) for flag in shlex.split(flags))}
-    if differ := [k for k, v in asked.items()
-                  if k not in ('out_dir', 'resume', 'device', 'image_size') and not k.endswith('_interval') and v != was[k]]:
+    free = 'out_dir', 'resume', 'device', 'image_size'  # where it runs, and what the data says
+    if differ := [k for k, v in asked.items() if k not in free and not k.endswith('_interval') and v != was[k]]:
         raise RuntimeError(f'{folder}: was run with other {", ".join(differ)}: another --out_dir=, or remove it')
     return ckpt['iter'] == was['max_iters']
 
