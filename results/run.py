@@ -8,7 +8,7 @@ What is finished is skipped and what was interrupted goes on, so it may be stopp
     python results/run.py --setting=paper --jobs=1  # the paper's sizes on a GPU: CelebA at 128 px, 200,000 iterations
 
 For each table it writes <table>.json (figures of every seed, commands, machine, minutes) and, made from that alone,
-<table>.md, which the README repeats: to results/ with the defaults of all but tables and jobs, else to out_dir.
+<table>.md, which the README shows or links: to results/ with the defaults of all but tables and jobs, else to out_dir.
 """
 
 import difflib
@@ -277,5 +277,6 @@ if __name__ == '__main__':
         for name in tables.split(','):
             run_table(name, known, out)
     except (RuntimeError, OSError, KeyboardInterrupt) as e:
-        [run.terminate() for run in running]
+        for run in list(running):
+            run.terminate()
         sys.exit(str(e) or 'interrupted; the same command goes on')

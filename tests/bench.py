@@ -10,10 +10,8 @@ A variant is teacher, student or uag, and may go on, joined by +, with
     bf16        --dtype=bfloat16
     graph       --cuda_graph=True: GPU only
 
-Measured is the time from log line to log line: it/s is the median over repeats, spread is (max - min) / median, CPU ms
-those of an iteration on all cores together, which neighbours disturb less, x the speed over the script's first variant.
-On a CPU each repeat is a process of its own and the variants take turns; on a GPU repeats follow each other in one,
-once the graphs are captured. Prints a table, writes out_dir/bench.json.
+Measured from log line to log line: it/s is the median over repeats, spread (max - min) / median, CPU ms those of all
+cores, x the speed over the script's first variant. Repeats are processes that take turns, on a GPU one after another.
 """
 
 import concurrent.futures

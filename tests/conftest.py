@@ -14,8 +14,7 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-# A process that has torch loaded and forks for each command: to import it anew would be most of the tests' time, and
-# so would be timing nets for half a second each, as evaluate.py does.
+# A process that has torch loaded and forks for each command: importing, and timing nets, would be most of the time
 ZYGOTE = """
 import json, os, runpy, sys, traceback
 import numpy, scipy.stats, torch, torchvision

@@ -43,7 +43,6 @@ def snapshot(folder):
     return {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files.items() if name[1:] != '/log.txt'}
 
 
-# what is done to the world
 def edit(path, change):
     def make(w):
         (w / path).write_bytes(change((w / path).read_bytes()))
@@ -67,12 +66,15 @@ CASES = [
     ('attrs: unknown', None, T + ' --attrs=a,bb', '--attrs=a,bb|{w}/attrs: a, b, c'),
     ('image_size: does not divide', None, T + ' --image_size=12', '--image_size=12|divides 16'),
     ('switch_at, uag: no share', None, U + ' --switch_at=30', 'want shares, from 0 to 1'),
+    ('dtype: unknown', None, T + ' --dtype=half', '--dtype=half|float32 or bfloat16'),
     ('device: no GPU', None, S + ' --device=cuda:99', '--device=cuda:99'),
     ('cuda_graph: no GPU', None, U.replace('--device=cpu', '') + ' --cuda_graph=True', '--device=cuda'),
+    ('cam: unknown', None, S + ' --cam=cam', '--cam=cam|gradcam hirescam'),
     ('out_dir: is a file', None, T + ' --out_dir={w}/file', '--out_dir={w}/file: cannot write'),
     ('out_dir: holds a run', None, T + ' --out_dir={w}/T', '{w}/T/ckpt.pt exists: --resume=True'),
     ('resume: a run of another script', None, U + ' --out_dir={w}/T --resume=True', '{w}/T/ckpt.pt|wanted uag'),
     ('resume: damaged', edit('T/ckpt.pt', lambda b: b[:999]), T_ON, '{w}/T/ckpt.pt: no'),
+    ('resume: other sizes', None, T_ON + ' --conv_dim=8', 'size mismatch'),
     ('resume: other attributes', None, T_ON + ' --attrs=a,c,b', 'other attributes or script'),
     ('resume: a student of a teacher', None, S + ' --out_dir={w}/T --resume=True --conv_dim=4', 'other attributes or'),
     ('not finite', None, T_ON + ' --max_iters=8 --lr=1e30', 'weights are not finite|{w}/T/ckpt.pt, if any'),
@@ -90,7 +92,9 @@ CASES = [
     ('evaluate: the same twice', None, E + ' --ckpt={w}/T/ckpt.pt,{w}/T/ckpt.pt', 'two of one name'),
     ('evaluate: two kinds', None, E + ' --ckpt={w}/T/ckpt.pt,{w}/U/ckpt.pt', '{w}/U/ckpt.pt|wanted stargan'),
     ('evaluate: domains for attributes', None, E + ' --dataset={w}/pairs', 'do not go with|{w}/pairs'),
+    ('evaluate: split', None, E + ' --split=train', '--split=train|val or test'),
     ('photos: unknown attribute', None, E + ' --input={w}/file --attrs=x', 'knows a, b, c'),
+    ('photos: no photo', None, E + ' --input={w}/T/samples/none.png', 'none.png: no image there'),
     # a disk that fills up
     ('full: ckpt.pt', None, '{w}/full.py 30000 ' + T_ON + ' --max_iters=6 --sample_interval=99',
      '{w}/T/ckpt.pt: cannot write, disk full? The last stays'),

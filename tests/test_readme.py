@@ -31,7 +31,6 @@ def test_tables_are_made_from_their_json_alone(path):
 
 
 def test_figures_of_the_tables():
-    """The t quantile of 3 seeds is 4.3027, of 2 12.706; a gap that the seeds hide is not closed by any share."""
     assert RUN['difference']([1., 2., 3.], [0., 0., 0.], 1, 2) == '+2.00 [-0.48, +4.48]'  # 2 +- 4.3027 / sqrt(3)
     assert RUN['closed']([.9, .92], [.8, .82], 1.) == '53' and RUN['closed']([.9, .92], [.5, 1.1], 1.) == '-'
     assert RUN['spread']([.8, .82], 100, 1) == '81.0 ± 1.4'
