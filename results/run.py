@@ -5,9 +5,11 @@ What is finished is skipped and what was interrupted goes on, so it may be stopp
     python results/run.py                           # every table in small, on a CPU: drawn faces of 32 px
     python results/run.py --tables=validation       # by which the weights in table1 were chosen
     python results/run.py --tables=table1 --seeds=0 # one of them, one seed
+    python results/run.py --tables=again            # ten more seeds of the arm of table1 that came out best
+    python results/run.py --tables=real --setting=real # the same question on photos of 64 px: data/celeba/prepare.py
     python results/run.py --setting=paper --jobs=1  # the paper's sizes on a GPU: CelebA at 128 px, 200,000 iterations
 
-For each table it writes <table>.json (figures of every seed, commands, machine, minutes) and, made from that alone,
+For each table it writes <table>.json (figures of every seed, commands, machine, core minutes) and, made from that alone,
 <table>.md, which the README shows or links: to results/ with the defaults of all but tables and jobs, else to out_dir.
 """
 
@@ -30,7 +32,7 @@ import torch
 # -----------------------------------------------------------------------------
 tables = 'table1,table2,table3,table4'  # which of TABLES, below
 setting = 'small'  # 'small': what results/ holds; 'paper': its sizes, which want a GPU
-seeds = ''  # of the students; one teacher, of seed 0; '': 0,1,2,3,4, to choose among arms 100,101,102
+seeds = ''  # of the students; one teacher, of seed 0; '': those of SEEDS, below
 split = ''  # 'test' or 'val'; '': test images, to choose among arms those for validation
 jobs = 2  # runs side by side, one CPU thread each; on a GPU 1
 train = ''  # more flags for every training run, in one string
@@ -73,6 +75,13 @@ SETTINGS = {  # data sets, made if there is a command; then flags of every run, 
         S='--conv_dim=12 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
         S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
         longer=1600, curve=(200, 400, 600, 800)),  # what S can do in the time that the loss takes; evaluated after
+    'real': dict(  # python data/celeba/prepare.py --image_size=64 --dst=data/celeba64 --src=...
+        faces='celeba64', hair='celeba64', expressions='folders', attrs='Blond_Hair,Eyeglasses,Heavy_Makeup',
+        run='--n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --device=cpu',
+        evaluate='--inception=none --clf_arch=resnet18 --device=cpu',
+        T='--conv_dim=24 --n_blocks=3 --d_conv_dim=24 --d_n_layers=5 --max_iters=4000',
+        S='--conv_dim=12 --n_blocks=1 --max_iters=1500 --ckpt_interval=500',
+        S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1500 --ckpt_interval=500', longer=2200, curve=()),
     'paper': dict(
         faces='celeba', hair='celeba', expressions='folders',  # where RaFD goes
         attrs=SEVEN, run='', evaluate='', T='', S='--conv_dim=32 --n_blocks=3', S_Lite='--conv_dim=16 --n_blocks=1',
@@ -95,7 +104,11 @@ TABLES = {
     'table2': ('faces', '{attrs}', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP}),
     'table3': ('hair', HAIR, 'S', {'without': PSEUDO + '--lambda_att=0', 'with': PSEUDO + PAPER,
                                    'with, hirescam, l2': PSEUDO + MAP}),
-    'table4': ('expressions', 'all', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP})}
+    'table4': ('expressions', 'all', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP}),
+    'again': ('faces', '{attrs}', 'S', {'without': '--lambda_att=0', 'with, hirescam, l2': MAP,
+                                        'control: shuffled maps': MAP + ' --att_shuffle=True'}),
+    'real': ('faces', '{attrs}', 'S', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP})}
+SEEDS = {'validation': '100,101,102', 'again': '5,6,7,8,9,10,11,12,13,14', 'real': '0,1,2'}  # else 0,1,2,3,4
 CURVE = ('without', 'with, hirescam, l2')  # arms of table1 that are evaluated all along
 FIGURES = [  # key in evaluate.py's results.json, heading, factor, decimals
     ('accuracy', 'accuracy %', 100, 1), ('fid', 'FID', 1, 2), ('kid', 'KID x100', 100, 3), ('fd_clf', 'FD-clf', 1, 0),
@@ -150,6 +163,12 @@ def execute(script, flags, folder='', keep=()):
         raise RuntimeError(f'python {script} {flags}: {said.splitlines()[-1]}')
 
 
+def minutes(folder):
+    """What the run in this folder took, of its own core, by the iterations per second that its log ends with."""
+    rate = re.findall(r'([0-9.]+) it/s', open(os.path.join(folder, 'log.txt')).read())[-1]
+    return load(os.path.join(folder, 'ckpt.pt'))['iter'] / float(rate) / 60
+
+
 def spread(values, factor, decimals):
     """'mean ± standard deviation' over seeds."""
     text = f'{factor * statistics.mean(values):.{decimals}f}'
@@ -202,9 +221,9 @@ def render(result):
 
 def run_table(name, known, out):
     """One of TABLES, by the flags `known` of the setting, in the folder out: trains, evaluates, writes, prints."""
-    (data, attrs, size, arms), t_start = TABLES[name], time.time()
+    data, attrs, size, arms = TABLES[name]
     on = split or ('val' if name == 'validation' else 'test')
-    some = (seeds or ('100,101,102' if name == 'validation' else '0,1,2,3,4')).split(',')
+    some = (seeds or SEEDS.get(name, '0,1,2,3,4')).split(',')
     gpu = torch.cuda.is_available() and torch.cuda.get_device_name()
     cpu = open('/proc/cpuinfo').read().partition('model name\t: ')[2].partition('\n')[0]
 
@@ -254,8 +273,9 @@ def run_table(name, known, out):
         flags={arm: runs[arm, some[0]][0] for arm in arms},
         commit=subprocess.run('git describe --always --dirty'.split(), capture_output=True, text=True).stdout.strip(),
         torch=torch.__version__, notes=notes[''], hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
-        minutes_of_last_call=round((time.time() - t_start) / 60))
-    full = (setting, out_dir) == ('small', 'out/results') and not split + seeds + train + student + evaluation
+        training_minutes=round(sum(minutes(folder) for folder in [teacher, *(folder for _, folder in runs.values())])))
+    full = setting == ('real' if name == 'real' else 'small') and out_dir == 'out/results' and not (
+        split + seeds + train + student + evaluation)
     folder = 'results' if full else f'{out}/{name}/{on}'  # nothing but a full table replaces one
     for ending, text in (('json', json.dumps(result, indent=1) + '\n'), ('md', render(result))):
         with open(f'{folder}/{name}.{ending}.tmp', 'w') as f:
