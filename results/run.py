@@ -1,6 +1,6 @@
 """
 Runs the experiments behind the tables of results/: a teacher, students of every arm and seed side by side, evaluate.py.
-What is finished is skipped and what was interrupted goes on, so it may be stopped and called again at any time.
+What has been trained is skipped and what was interrupted goes on, so it may be stopped and called again at any time.
 
     python results/run.py                           # every table in small, on a CPU: drawn faces of 32 px
     python results/run.py --tables=validation       # by which the weights in table1 were chosen
@@ -9,8 +9,8 @@ What is finished is skipped and what was interrupted goes on, so it may be stopp
     python results/run.py --tables=real --setting=real # the same question on photos of 64 px: data/celeba/prepare.py
     python results/run.py --setting=paper --jobs=1  # the paper's sizes on a GPU: CelebA at 128 px, 200,000 iterations
 
-For each table it writes <table>.json (figures of every seed, commands, machine, core minutes) and, made from that alone,
-<table>.md, which the README shows or links: to results/ with the defaults of all but tables and jobs, else to out_dir.
+For each table it writes <table>.json (figures of every seed, commands, machine, minutes) and, made from that alone,
+<table>.md, which the README shows or links: to results/ if called as above, with all of its seeds, else to out_dir.
 """
 
 import difflib
@@ -75,10 +75,12 @@ SETTINGS = {  # data sets, made if there is a command; then flags of every run, 
         S='--conv_dim=12 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
         S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
         longer=1600, curve=(200, 400, 600, 800)),  # what S can do in the time that the loss takes; evaluated after
-    'real': dict(  # python data/celeba/prepare.py --image_size=64 --dst=data/celeba64 --src=...
+    # 7,000 of CelebA's photos at half size, 003001-010000, 500 for validation, 500 for tests:
+    # python data/celeba/prepare.py --image_size=64 --crop=89 --dst=data/celeba64 --src=<them and their two lists>
+    'real': dict(
         faces='celeba64', hair='celeba64', expressions='folders', attrs='Blond_Hair,Eyeglasses,Heavy_Makeup',
         run='--n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --device=cpu',
-        evaluate='--inception=none --clf_arch=resnet18 --device=cpu',
+        evaluate='--inception=none --clf_arch=resnet18 --clf_epochs=12 --device=cpu',
         T='--conv_dim=24 --n_blocks=3 --d_conv_dim=24 --d_n_layers=5 --max_iters=4000',
         S='--conv_dim=12 --n_blocks=1 --max_iters=1500 --ckpt_interval=500',
         S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1500 --ckpt_interval=500', longer=2200, curve=()),
@@ -108,6 +110,8 @@ TABLES = {
     'again': ('faces', '{attrs}', 'S', {'without': '--lambda_att=0', 'with, hirescam, l2': MAP}),
     'real': ('faces', '{attrs}', 'S', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP})}
 SEEDS = {'validation': '100,101,102', 'again': '5,6,7,8,9,10,11,12,13,14', 'real': '0,1,2'}  # else 0,1,2,3,4
+TITLES = {'again': 'S, ten more seeds', 'table2': 'S-Lite', 'table3': '"pseudo"-attention',
+          'table4': 'S-Lite, expressions', 'real': 'S, photos'}  # the tables beside table1
 CURVE = ('without', 'with, hirescam, l2')  # arms of table1 that are evaluated all along
 FIGURES = [  # key in evaluate.py's results.json, heading, factor, decimals
     ('accuracy', 'accuracy %', 100, 1), ('fid', 'FID', 1, 2), ('kid', 'KID x100', 100, 3), ('fd_clf', 'FD-clf', 1, 0),
@@ -130,9 +134,10 @@ def finished(script, folder, flags):
         return False
     was, module = (ckpt := load(path))['config'], importlib.import_module(script.removesuffix('.py'))
     asked = {k: v for k in module.config_keys if (v := getattr(module, k)) != ''}  # '': the script fills it in
-    asked |= {k: cast[type(was[k])](v) for k, v in (flag[2:].split('=', 1) for flag in shlex.split(flags))}
+    asked |= {k: cast[type(asked.get(k, ''))](v) for k, v in (flag[2:].split('=', 1) for flag in shlex.split(flags))}
     free = 'out_dir', 'resume', 'device', 'image_size'  # where it runs, and what the data says
-    if differ := [k for k, v in asked.items() if k not in free and not k.endswith('_interval') and v != was[k]]:
+    was = vars(module) | was  # a flag that is newer than the run had its default
+    if differ := [k for k, v in asked.items() if k not in free and not k.endswith('_interval') and v != was.get(k)]:
         raise RuntimeError(f'{folder}: was run with other {", ".join(differ)}: another --out_dir=, or remove it')
     return ckpt['iter'] == was['max_iters']
 
@@ -162,8 +167,15 @@ def execute(script, flags, folder='', keep=()):
         raise RuntimeError(f'python {script} {flags}: {said.splitlines()[-1]}')
 
 
+def write(path, text):
+    """The whole file, or as it was."""
+    with open(path + '.tmp', 'w') as f:
+        f.write(text)
+    os.replace(path + '.tmp', path)
+
+
 def minutes(folder):
-    """What the run in this folder took, of its own core, by the iterations per second that its log ends with."""
+    """What the run in this folder took, beside others, by the iterations per second that its log ends with."""
     rate = re.findall(r'([0-9.]+) it/s', open(os.path.join(folder, 'log.txt')).read())[-1]
     return load(os.path.join(folder, 'ckpt.pt'))['iter'] / float(rate) / 60
 
@@ -194,17 +206,17 @@ def closed(arm, base, teacher):
 def render(result):
     """A table's JSON -> the Markdown that results/ and the README show."""
     keys = [f for f in FIGURES if f[0] in result['T']]
-    heads = [head for _, head, *_ in keys] + ['accuracy - without', 'FD-clf - without', 'gap closed %']
-    lines = ['| | ' + ' | '.join(heads) + ' |',
-             '|---' * (len(keys) + 4) + '|',
-             '| T | ' + ' | '.join(spread([result['T'][k]], f, n) for k, _, f, n in keys) + ' | | | |']
+    compared = [f for f in keys if f[0] in ('accuracy', 'fd_clf', 'leak')]
+    heads = [head for _, head, *_ in keys] + [f'{head.split()[0]} - without' for _, head, *_ in compared]
+    lines = ['| | ' + ' | '.join(heads) + ' | gap closed % |',
+             '|---' * (len(heads) + 2) + '|',
+             '| T | ' + ' | '.join(spread([result['T'][k]], f, n) for k, _, f, n in keys) + ' |' * (len(compared) + 2)]
     base = {k: [seed[k] for seed in result['arms']['without'].values()] for k, *_ in keys}
     for arm, runs in result['arms'].items():
         values = {k: [seed[k] for seed in runs.values()] for k, *_ in keys}
         cells = [spread(values[k], f, n) for k, _, f, n in keys]
-        cells += ['', '', ''] if arm == 'without' else [
-            difference(values['accuracy'], base['accuracy'], 100, 1),
-            difference(values['fd_clf'], base['fd_clf'], 1, 0),
+        cells += [''] * (len(compared) + 1) if arm == 'without' else [
+            *(difference(values[k], base[k], f, n) for k, _, f, n in compared),
             '-' if result['table'] == 'table3' else  # whose T has other attributes
             ' / '.join(closed(values[k], base[k], result['T'][k]) if better * result['T'][k] > better * statistics.mean(
                 base[k]) else '-' for k, better in (('accuracy', 1), ('fd_clf', -1)))]
@@ -215,6 +227,24 @@ def render(result):
         lines += [f'| S {arm} | ' + ' | '.join(
             spread([seed['accuracy'] for seed in found[arm].values()], 100, 1) for found in curve.values()) + ' |'
             for arm in next(iter(curve.values()))]
+    return '\n'.join(lines) + '\n'
+
+
+def summary():
+    """The tables that results/ holds as JSON -> one of differences to 'without', Markdown, which the README shows."""
+    arms, figures = ('with', 'with, hirescam, l2'), [('accuracy', 'accuracy', 100, 1), ('fd_clf', 'FD-clf', 1, 0)]
+    heads = ['', 'seeds', 'T, accuracy %', 'S without', *(f'{arm}: {head}' for arm in arms for _, head, *_ in figures)]
+    lines = ['| ' + ' | '.join(heads) + ' |', '|---' * len(heads) + '|']
+    for name, title in TITLES.items():
+        if os.path.exists(path := f'{ROOT}/results/{name}.json'):
+            result = json.load(open(path))
+            of = {arm: [*result['arms'].get(arm, {}).values()] for arm in ('without', *arms)}
+            base = {k: [seed[k] for seed in of['without']] for k, *_ in figures}
+            lines.append('| ' + ' | '.join([
+                f'[{title}](results/{name}.md)', str(len(of['without'])), spread([result['T']['accuracy']], 100, 1),
+                spread(base['accuracy'], 100, 1),
+                *(difference([seed[k] for seed in of[arm]], base[k], f, n) if of[arm] else ''
+                  for arm in arms for k, _, f, n in figures)]) + ' |')
     return '\n'.join(lines) + '\n'
 
 
@@ -241,7 +271,7 @@ def run_table(name, known, out):
     runs = {(arm, seed): (f'{flags} {more} {student} --seed={seed}'.format(out=out, **known),
                           f'{out}/{name}/{re.sub("[^a-zA-Z0-9]+", "-", arm)}-s{seed}')
             for seed in some for arm, more in arms.items()}
-    with ThreadPool(jobs) as pool:
+    with ThreadPool(max(jobs, 1)) as pool:
         pool.map(lambda run: execute('train_student.py', *run[1], curve if run[0][0] in CURVE else ()),
                  runs.items(), chunksize=1)  # waits for all
     curve = [it for it in curve  # else --train= had other lengths or intervals
@@ -261,7 +291,7 @@ def run_table(name, known, out):
             arm: {seed: figures[ckpts[arm, seed]] for seed in some} for arm in which}
     notes = {}
     evaluate('', [])  # trains the classifier, which all share
-    with ThreadPool(jobs) as pool:
+    with ThreadPool(max(jobs, 1)) as pool:
         found = dict(zip(['', *curve], pool.starmap(
             evaluate, [('', [*arms]), *((it, CURVE) for it in curve)], chunksize=1)))
     figures = found.pop('')
@@ -270,16 +300,14 @@ def run_table(name, known, out):
         curve={it: {arm: of[arm] for arm in CURVE} for it, of in found.items()},
         command=f'python results/run.py {shlex.join(sys.argv[1:])}',
         flags={arm: runs[arm, some[0]][0] for arm in arms},
-        commit=subprocess.run('git describe --always --dirty'.split(), capture_output=True, text=True).stdout.strip(),
-        torch=torch.__version__, notes=notes[''], hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
+        commit=commit, torch=torch.__version__, notes=notes[''], hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
         training_minutes=round(sum(minutes(folder) for folder in [teacher, *(folder for _, folder in runs.values())])))
     full = setting == ('real' if name == 'real' else 'small') and out_dir == 'out/results' and not (
         split + seeds + train + student + evaluation)
     folder = 'results' if full else f'{out}/{name}/{on}'  # nothing but a full table replaces one
-    for ending, text in (('json', json.dumps(result, indent=1) + '\n'), ('md', render(result))):
-        with open(f'{folder}/{name}.{ending}.tmp', 'w') as f:
-            f.write(text)
-        os.replace(f'{folder}/{name}.{ending}.tmp', f'{folder}/{name}.{ending}')
+    write(f'{folder}/{name}.json', json.dumps(result, indent=1) + '\n')
+    write(f'{folder}/{name}.md', render(result))
+    full and write('results/summary.md', summary())
     print(f'\n{name}, {len(some)} seeds, {on} images\n{render(result)}', flush=True)
 
 
@@ -291,6 +319,8 @@ if __name__ == '__main__':
     for name in tables.split(','):
         name in TABLES or sys.exit(f"--tables={name}: wants some of {','.join(TABLES)}")
     sys.path.insert(0, ROOT)
+    # before anything runs: the tables are tracked files
+    commit = subprocess.run('git describe --always --dirty'.split(), capture_output=True, text=True).stdout.strip()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended is like Ctrl-C
     try:
         for name in tables.split(','):

@@ -27,7 +27,7 @@ def test_equations_have_their_functions_and_tests():
 def test_tables_are_made_from_their_json_alone(path):
     table, name = open(path.removesuffix('json') + 'md').read(), path.split('/')[-1].removesuffix('.json')
     assert table == RUN['render'](json.load(open(path)))
-    assert (table if name == 'table1' else f'(results/{name}.md)') in README
+    assert RUN['summary']() in README and (table.split('\n\n')[0] if name == 'table1' else f'/{name}.md)') in README
 
 
 def test_figures_of_the_tables():
