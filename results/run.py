@@ -300,7 +300,8 @@ def run_table(name, known, out):
         curve={it: {arm: of[arm] for arm in CURVE} for it, of in found.items()},
         command=f'python results/run.py {shlex.join(sys.argv[1:])}',
         flags={arm: runs[arm, some[0]][0] for arm in arms},
-        commit=commit, torch=torch.__version__, notes=notes[''], hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
+        commit=commit, torch=torch.__version__, notes=[line.replace(ROOT + os.sep, '') for line in notes['']],
+        hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
         training_minutes=round(sum(minutes(folder) for folder in [teacher, *(folder for _, folder in runs.values())])))
     full = setting == ('real' if name == 'real' else 'small') and out_dir == 'out/results' and not (
         split + seeds + train + student + evaluation)
