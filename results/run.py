@@ -107,7 +107,9 @@ TABLES = {
     'table3': ('hair', HAIR, 'S', {'without': PSEUDO + '--lambda_att=0', 'with': PSEUDO + PAPER,
                                    'with, hirescam, l2': PSEUDO + MAP}),
     'table4': ('expressions', 'all', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP}),
-    'again': ('faces', '{attrs}', 'S', {'without': '--lambda_att=0', 'with, hirescam, l2': MAP}),
+    'again': ('faces', '{attrs}', 'S', {
+        'without': '--lambda_att=0', 'with, hirescam, l2': MAP, 'without, longer': '--lambda_att=0 --max_iters={longer}',
+        'control: shuffled maps': MAP + ' --att_shuffle=True'}),
     'real': ('faces', '{attrs}', 'S', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP})}
 SEEDS = {'validation': '100,101,102', 'again': '5,6,7,8,9,10,11,12,13,14', 'real': '0,1,2'}  # else 0,1,2,3,4
 TITLES = {'again': 'S, ten more seeds', 'table2': 'S-Lite', 'table3': '"pseudo"-attention',
