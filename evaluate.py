@@ -629,7 +629,7 @@ if __name__ == '__main__':
                          f'{100 * low:+.1f} to {100 * high:+.1f}')
     n_fake = ' and '.join(dict.fromkeys(str(row['n_fake']) for row in rows))
     notes.append(f'{len(test_x):,} {split} images of {data_dir}, {size} px, {n_fake} translations a row, uint8 pixels; '
-                 f'classifier {clf_arch}, seed {seed}, right on {100 * on_real["accuracy"]:.1f} % of real ones; '
+                 f'classifier {clf_arch}, seed {seed}, finds {100 * on_real["accuracy"]:.1f} % of real attributes; '
                  f'{device}, {torch.get_num_threads()} CPU threads; {time.time() - t_start:.0f} s')
     if inception_net:
         notes.append(f'FID and KID: Inception {inception or FID_URL}; below 2,048 images go by KID, not by FID')

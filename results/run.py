@@ -2,10 +2,10 @@
 Runs the experiments behind the tables of results/: a teacher, students of every arm and seed side by side, evaluate.py.
 What has been trained is skipped and what was interrupted goes on, so it may be stopped and called again at any time.
 
-    python results/run.py                           # every table in small, on a CPU: drawn faces of 32 px
+    python results/run.py                           # tables 1-4 in small, on a CPU: drawn faces, 32 px
     python results/run.py --tables=validation       # by which the weights in table1 were chosen
     python results/run.py --tables=table1 --seeds=0 # one of them, one seed
-    python results/run.py --tables=again            # ten more seeds of the arm of table1 that came out best
+    python results/run.py --tables=again            # ten more seeds of its best arm and three beside it
     python results/run.py --tables=real --setting=real # the same question on photos of 64 px: data/celeba/prepare.py
     python results/run.py --setting=paper --jobs=1  # the paper's sizes on a GPU: CelebA at 128 px, 200,000 iterations
 
@@ -31,7 +31,7 @@ import torch
 
 # -----------------------------------------------------------------------------
 tables = 'table1,table2,table3,table4'  # which of TABLES, below
-setting = 'small'  # 'small': what results/ holds; 'paper': its sizes, which want a GPU
+setting = 'small'  # 'small': what results/ holds, 'real' its photos; 'paper': its sizes, which want a GPU
 seeds = ''  # of the students; one teacher, of seed 0; '': those of SEEDS, below
 split = ''  # 'test' or 'val'; '': test images, to choose among arms those for validation
 jobs = 2  # runs side by side, one CPU thread each; on a GPU 1
@@ -75,15 +75,14 @@ SETTINGS = {  # data sets, made if there is a command; then flags of every run, 
         S='--conv_dim=12 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
         S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
         longer=1600, curve=(200, 400, 600, 800)),  # what S can do in the time that the loss takes; evaluated after
-    # 7,000 of CelebA's photos at half size, 003001-010000, 500 for validation, 500 for tests:
+    # 7,000 of CelebA's photos at half size, 003001-010000, split by number, not officially, into 6,000, 500 and 500:
     # python data/celeba/prepare.py --image_size=64 --crop=89 --dst=data/celeba64 --src=<them and their two lists>
     'real': dict(
-        faces='celeba64', hair='celeba64', expressions='folders', attrs='Blond_Hair,Eyeglasses,Heavy_Makeup',
+        faces='celeba64', attrs='Blond_Hair,Eyeglasses,Heavy_Makeup',
         run='--n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --device=cpu',
         evaluate='--inception=none --clf_arch=resnet18 --clf_epochs=12 --device=cpu',
         T='--conv_dim=24 --n_blocks=3 --d_conv_dim=24 --d_n_layers=5 --max_iters=4000',
-        S='--conv_dim=12 --n_blocks=1 --max_iters=1500 --ckpt_interval=500',
-        S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1500 --ckpt_interval=500', longer=2200, curve=()),
+        S='--conv_dim=12 --n_blocks=1 --max_iters=1500 --ckpt_interval=500'),
     'paper': dict(
         faces='celeba', hair='celeba', expressions='folders',  # where RaFD goes
         attrs=SEVEN, run='', evaluate='', T='', S='--conv_dim=32 --n_blocks=3', S_Lite='--conv_dim=16 --n_blocks=1',
@@ -108,7 +107,8 @@ TABLES = {
                                    'with, hirescam, l2': PSEUDO + MAP}),
     'table4': ('expressions', 'all', 'S_Lite', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP}),
     'again': ('faces', '{attrs}', 'S', {
-        'without': '--lambda_att=0', 'with, hirescam, l2': MAP, 'without, longer': '--lambda_att=0 --max_iters={longer}',
+        'without': '--lambda_att=0', 'with, hirescam, l2': MAP,
+        'without, longer': '--lambda_att=0 --max_iters={longer}',
         'control: shuffled maps': MAP + ' --att_shuffle=True'}),
     'real': ('faces', '{attrs}', 'S', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP})}
 SEEDS = {'validation': '100,101,102', 'again': '5,6,7,8,9,10,11,12,13,14', 'real': '0,1,2'}  # else 0,1,2,3,4
@@ -135,9 +135,13 @@ def finished(script, folder, flags):
     if not os.path.exists(path := os.path.join(folder, 'ckpt.pt')):
         return False
     was, module = (ckpt := load(path))['config'], importlib.import_module(script.removesuffix('.py'))
-    asked = {k: v for k in module.config_keys if (v := getattr(module, k)) != ''}  # '': the script fills it in
+    asked = {k: getattr(module, k) for k in module.config_keys}
     asked |= {k: cast[type(asked.get(k, ''))](v) for k, v in (flag[2:].split('=', 1) for flag in shlex.split(flags))}
     free = 'out_dir', 'resume', 'device', 'image_size'  # where it runs, and what the data says
+    if asked.get('teacher'):  # whose data and attributes a student has, unless told otherwise
+        of = load(asked['teacher'])
+        asked['dataset'] = asked['dataset'] or of['config']['dataset']
+        asked['attrs'] = asked['attrs'] or ','.join(of['attrs'])
     was = vars(module) | was  # a flag that is newer than the run had its default
     if differ := [k for k, v in asked.items() if k not in free and not k.endswith('_interval') and v != was.get(k)]:
         raise RuntimeError(f'{folder}: was run with other {", ".join(differ)}: another --out_dir=, or remove it')
@@ -208,7 +212,7 @@ def closed(arm, base, teacher):
 def render(result):
     """A table's JSON -> the Markdown that results/ and the README show."""
     keys = [f for f in FIGURES if f[0] in result['T']]
-    compared = [f for f in keys if f[0] in ('accuracy', 'fd_clf', 'leak')]
+    compared = [f for f in keys if f[0] in ('accuracy', 'fid', 'fd_clf', 'leak')]
     heads = [head for _, head, *_ in keys] + [f'{head.split()[0]} - without' for _, head, *_ in compared]
     lines = ['| | ' + ' | '.join(heads) + ' | gap closed % |',
              '|---' * (len(heads) + 2) + '|',
@@ -305,8 +309,7 @@ def run_table(name, known, out):
         commit=commit, torch=torch.__version__, notes=[line.replace(ROOT + os.sep, '') for line in notes['']],
         hardware=gpu or f'{cpu}, {os.cpu_count()} cores',
         training_minutes=round(sum(minutes(folder) for folder in [teacher, *(folder for _, folder in runs.values())])))
-    full = setting == ('real' if name == 'real' else 'small') and out_dir == 'out/results' and not (
-        split + seeds + train + student + evaluation)
+    full = setting != 'paper' and out_dir == 'out/results' and not split + seeds + train + student + evaluation
     folder = 'results' if full else f'{out}/{name}/{on}'  # nothing but a full table replaces one
     write(f'{folder}/{name}.json', json.dumps(result, indent=1) + '\n')
     write(f'{folder}/{name}.md', render(result))
@@ -321,6 +324,7 @@ if __name__ == '__main__':
     known or sys.exit(f"--setting={setting}: wants one of {', '.join(SETTINGS)}")
     for name in tables.split(','):
         name in TABLES or sys.exit(f"--tables={name}: wants some of {','.join(TABLES)}")
+        (name == 'real') == (setting == 'real') or sys.exit('--tables=real goes with --setting=real, and no other does')
     sys.path.insert(0, ROOT)
     # before anything runs: the tables are tracked files
     commit = subprocess.run('git describe --always --dirty'.split(), capture_output=True, text=True).stdout.strip()
