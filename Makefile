@@ -4,7 +4,7 @@
 # make bench      speed of the training steps: 5 minutes on a CPU core; out/bench/
 # make bench-gpu  that at the paper's sizes, and the tests that need a GPU
 # make picture    a longer look, 64 px faces of full variety: hours on 2 CPU cores, minutes on a GPU; ITERS=
-# make results    tables 1-4 in small, on drawn faces: hours on 2 CPU cores; TABLES=table1, 50 minutes; again, 40
+# make results    tables 1-4 in small, on drawn faces: hours on 2 EPYC cores; by the logs 50 minutes for TABLES=table1
 # make clean      removes the demos and .venv, no other run
 # make tables     the paper's tables at its sizes: CelebA, 128 px, a GPU; TRAIN=, STUDENT=, EVAL=, SEEDS=, TABLES=
 # All but the tables (their data) start from a fresh clone, and pick up where they were when run again.
