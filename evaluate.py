@@ -151,9 +151,8 @@ def load_inception(path, device):
         net.load_state_dict(weights, assign=True)
     for name, block in net.named_children():
         if hasattr(block, 'branch_pool'):  # in goes this pool's result instead of what torchvision's forward() hands it
-            pool, pooled = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False), []
-            if name == 'Mixed_7c':
-                pool = torch.nn.MaxPool2d(3, 1, 1)
+            pooled, average = [], torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+            pool = torch.nn.MaxPool2d(3, 1, 1) if name == 'Mixed_7c' else average
             block.register_forward_pre_hook(lambda _, args, pool=pool, pooled=pooled: pooled.append(pool(args[0])))
             block.branch_pool.register_forward_pre_hook(lambda _, args, pooled=pooled: pooled.pop())
     net.fc = torch.nn.Identity()
@@ -342,7 +341,8 @@ def merge_seeds(rows):
         by_config.setdefault(key, []).append(row)
     return {seeds[0]['name'] if len(seeds) == 1 else  # of S-s0 and S-s1: S (2 seeds)
             re.sub(r'[-_. ]*(s|seed)?\d+(?= -> |$)', '', seeds[0]['name']) + f' ({len(seeds)} seeds)': seeds
-            for seeds in by_config.values()}
+            for same in by_config.values() for seeds in  # a seed twice: it is the code that differs, they stay apart
+            ([same] if len({row['config']['seed'] for row in same}) == len(same) else [[row] for row in same])}
 
 
 def table(corner, columns, groups):
