@@ -6,7 +6,7 @@ What has been trained is skipped and what was interrupted goes on, so it may be 
     python results/run.py --tables=validation       # by which the weights in table1 were chosen
     python results/run.py --tables=table1 --seeds=0 # one of them, one seed
     python results/run.py --tables=again            # ten more seeds of its best arm and three beside it
-    python results/run.py --tables=late             # at a length at which S without has stopped improving
+    python results/run.py --tables=late,lite        # at a length at which S without has stopped improving; S-Lite
     python results/run.py --tables=real --setting=real # the same question on photos of 64 px: data/celeba/prepare.py
     python results/run.py --setting=paper --jobs=1  # the paper's sizes on a GPU: CelebA at 128 px, 200,000 iterations
 
@@ -76,7 +76,8 @@ SETTINGS = {  # data sets, made if there is a command; then flags of every run, 
         S='--conv_dim=12 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
         S_Lite='--conv_dim=8 --n_blocks=1 --max_iters=1000 --ckpt_interval=200',
         longer=1600, curve=(200, 400, 600, 800),  # what S can do in the time that the loss takes; evaluated after
-        late='--max_iters=4000 --ckpt_interval=1000'),  # where S without has stopped improving
+        late='--max_iters=4000 --ckpt_interval=1000',  # where S without has stopped improving
+        lite='--conv_dim=4 --max_iters=4000 --ckpt_interval=1000'),  # 43x smaller than T, as S-Lite is in the paper
     # 7,000 of CelebA's photos at half size, 003001-010000, split by number, not officially, into 6,000, 500 and 500:
     # python data/celeba/prepare.py --image_size=64 --crop=89 --dst=data/celeba64 --src=<them and their two lists>
     'real': dict(
@@ -88,7 +89,8 @@ SETTINGS = {  # data sets, made if there is a command; then flags of every run, 
     'paper': dict(
         faces='celeba', hair='celeba', expressions='folders',  # where RaFD goes
         attrs=SEVEN, run='', evaluate='', T='', S='--conv_dim=32 --n_blocks=3', S_Lite='--conv_dim=16 --n_blocks=1',
-        longer=240000, curve=(10000, 20000, 50000, 100000), late='--max_iters=400000')}
+        longer=240000, curve=(10000, 20000, 50000, 100000), late='--max_iters=400000',
+        lite='--max_iters=400000')}
 # the tables: data, the teacher's attributes, which student, and what its arms add to the student's flags
 PAPER, MAP = '--lambda_att=10 --att_norm=none', '--lambda_att=10 --att_norm=l2 --cam=hirescam'
 PSEUDO = f'--attrs={OTHER_HAIR} --pseudo={HAIR} '
@@ -115,10 +117,14 @@ TABLES = {
     'late': ('faces', '{attrs}', 'S', {
         'without': '--lambda_att=0 {late}', 'with': PAPER + ' {late}', 'with, hirescam, l2': MAP + ' {late}',
         'control: shuffled maps': MAP + ' --att_shuffle=True {late}'}),
+    'lite': ('faces', '{attrs}', 'S_Lite', {
+        'without': '--lambda_att=0 {lite}', 'with': PAPER + ' {lite}', 'with, hirescam, l2': MAP + ' {lite}'}),
     'real': ('faces', '{attrs}', 'S', {'without': '--lambda_att=0', 'with': PAPER, 'with, hirescam, l2': MAP})}
-SEEDS = {'validation': '100,101,102', 'again': '5,6,7,8,9,10,11,12,13,14', 'real': '0,1,2'}  # else 0,1,2,3,4
-TITLES = {'again': 'S, ten more seeds', 'late': 'S, to the end', 'table2': 'S-Lite', 'table3': '"pseudo"-attention',
-          'table4': 'S-Lite, expressions', 'real': 'S, photos'}  # the tables beside table1
+SEEDS = {'validation': '100,101,102', 'again': '5,6,7,8,9,10,11,12,13,14', 'lite': '0,1,2,3,4,5,6,7',
+         'real': '0,1,2'}  # else 0,1,2,3,4
+TITLES = {  # the tables beside table1
+    'again': 'S, ten more seeds', 'late': 'S, to the end', 'table2': 'S-Lite', 'lite': '1/43 of T, to the end',
+    'table3': '"pseudo"-attention', 'table4': 'S-Lite, expressions', 'real': 'S, photos'}
 CURVE = ('without', 'with, hirescam, l2')  # arms of table1 that are evaluated all along
 FIGURES = [  # key in evaluate.py's results.json, heading, factor, decimals
     ('accuracy', 'accuracy %', 100, 1), ('fid', 'FID', 1, 2), ('kid', 'KID x100', 100, 3), ('fd_clf', 'FD-clf', 1, 0),
