@@ -11,7 +11,7 @@ Accuracy (Tables 1-4): every test image without an attribute is translated to ha
 FID, KID: distances between Inception features of the real test images and of all those translations.
 FD-clf: the Frechet distance in the classifier's features instead: for comparison within one table only.
 Maps, of both kinds, and change, where the data knows the region of each attribute: measure() says what each figure is.
-Checkpoints that differ in nothing but the seed become one row, mean and standard deviation.
+Checkpoints of the same flags but different seeds become one row, mean and standard deviation.
 
 Writes to out_dir: report.html (all of it on one page), table.txt, results.json, maps.png (input, translation and map of
 each checkpoint: Fig. 4 to 8 of the paper) and stages.png (the map of every stage of the first one's G: Fig. 1).
@@ -333,16 +333,16 @@ COST = [('params', 'params', 1, 0), ('MMACs', 'macs', 1e-6, 1), ('ms, batch 1', 
 
 
 def merge_seeds(rows):
-    """Rows -> {name: rows that differ in nothing but the seed, and in where and how often a run writes}."""
+    """Rows -> {name: rows whose flags differ in nothing but the seed, and in where and how often a run writes}."""
     ignored, by_config = ('seed', 'out_dir', 'resume', 'device'), {}
     for row in rows:
         settings = {k: v for k, v in row['config'].items() if k not in ignored and not k.endswith('_interval')}
         key = json.dumps([row['script'], row['iter'], row['targets'], settings], sort_keys=True)
         by_config.setdefault(key, []).append(row)
     return {seeds[0]['name'] if len(seeds) == 1 else  # of S-s0 and S-s1: S (2 seeds)
-            re.sub(r'[-_. ]*(s|seed)?\d+(?= -> |$)', '', seeds[0]['name']) + f' ({len(seeds)} seeds)': seeds
-            for same in by_config.values() for seeds in  # a seed twice: it is the code that differs, they stay apart
-            ([same] if len({row['config']['seed'] for row in same}) == len(same) else [[row] for row in same])}
+            re.sub(r'(?<=.)[-_. ]*(s|seed)?\d+(?= -> |$)', '', seeds[0]['name']) + f' ({len(seeds)} seeds)': seeds
+            for same in by_config.values() for seeds in  # a seed twice: edited code, which no flag shows, or a copy
+            ([same] if len({row['config'].get('seed') for row in same}) == len(same) else [[row] for row in same])}
 
 
 def table(corner, columns, groups):

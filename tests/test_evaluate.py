@@ -96,6 +96,7 @@ def test_merge_seeds_names_rows_and_tables_have_deviations_and_no_empty_columns(
                     config=dict(seed=seed, out_dir=label, lr=lr, log_interval=seed))
     assert [*merge_seeds([row('T', lr=3.0), row('S-s10', 10), row('S-s11', 11)])] == ['T', 'S (2 seeds)']
     assert [*merge_seeds([row('a'), row('b', lr=2.0), row('edited'), row('c', 1)])] == ['a', 'edited', 'c', 'b']
+    assert [*merge_seeds([row('s0'), row('s1', 1), row('x', 0, 'y')])] == ['s (2 seeds)', 'x -> y']
     uag = [row(label, seed, target) for seed, label in enumerate(('u_0', 'u_1')) for target in 'xy']
     assert [*merge_seeds(uag)] == ['u -> x (2 seeds)', 'u -> y (2 seeds)']
     groups = {'one': [dict(a=0.5, b=float('nan'))], 'two': [dict(a=0.1), dict(a=0.3)]}
