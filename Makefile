@@ -1,9 +1,9 @@
 # make demo       a teacher, a student without and one with attention loss, compared: 4 minutes on 2 CPU cores
 # make demo-uag   attention-guided translation of drawn fruit beside plain CycleGAN: 4 minutes on 2 CPU cores
 # make test       the test suite
-# make bench      speed of the training steps: 5 minutes on a CPU core; out/bench/
+# make bench      speed of the training steps: 4 minutes on a CPU core; out/bench/
 # make bench-gpu  that at the paper's sizes, and the tests that need a GPU
-# make picture    a longer look, 64 px faces of full variety: hours on 2 CPU cores, minutes on a GPU; ITERS=
+# make picture    a longer look, 64 px faces of full variety: hours on 2 CPU cores; ITERS=
 # make results    tables 1-4 in small, on drawn faces: hours on 2 EPYC cores; by the logs 50 minutes for TABLES=table1
 # make clean      removes the demos and .venv, no other run
 # make tables     the paper's tables at its sizes: CelebA, 128 px, a GPU; TRAIN=, STUDENT=, EVAL=, SEEDS=, TABLES=

@@ -55,7 +55,7 @@ lambda_att = 10.0  # attention, eq. (5); 0 is the paper's "S w/o att loss", and 
 cam = 'gradcam'  # eq. (1)-(2); 'hirescam' does not pool the gradient: sharper maps
 att_norm = 'none'  # L_att on the maps as they are; or each divided by its 'l2' norm or its 'max', blind to scale
 att_new = False  # a map is of one of the image's target classes; True: of one that the image does not have yet
-att_shuffle = False  # a control, which should not help: the teacher's map of another image, of the same class
+att_shuffle = False  # a control: T's map of another image of the same class, so of where such things are in general
 n_critic = 5  # D steps for each G step; 1 makes the most of a short run, 5 is WGAN-GP's advice for a long one
 # optimiser: Adam (0.5, 0.999)
 max_iters = 200000  # D steps; 0: write the nets as they start, and stop
