@@ -1,26 +1,30 @@
 """
-Trains a small student generator with attention distillation (Li, Fontanini et al.): a StarGAN like train_teacher.py,
-whose G is also asked to look where the teacher's looks, by the Grad-CAM map of the last residual block.
+Trains a small student with attention distillation (Li, Fontanini et al.): a StarGAN as in
+train_teacher.py, whose generator G_S is also asked to look where the teacher's, G_T, looks.
 
-    A^c = ReLU(sum_k alpha_k F_k), alpha_k = GAP(dy^c / dF_k), y^c a score of D_teacher (Fig. 3)  eq. (1), (2): gradcam
-    L_att = E_{x,c} || A_T^c(x) - A_S^c(x) ||                                             eq. (3): att_loss
-    L_G = L_adv + lambda_cls L_cls + lambda_rec L_rec + lambda_att L_att                  eq. (5): g_step
-    L_att with A^{c_pse} for A^c, "pseudo"-attention of a teacher of other attributes     eq. (6), (7): --pseudo
+The paper's symbols: F_k is channel k of the features behind G's last residual block, y^i the score of
+class i by the teacher's discriminator, A^i the attention map of class i, of the teacher or the student.
 
-    python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=10                     # S with attention loss
-    python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=0 --out_dir=out/s0     # S without
-    python train_student.py --teacher=out/teacher/ckpt.pt --conv_dim=16 --n_blocks=1          # S-Lite
-    python train_student.py --teacher=out/hair/ckpt.pt --attrs=Gray_Hair,Bald --pseudo=Blond_Hair,Wearing_Hat # eq. (6)
+    A^i = ReLU(sum_k alpha_k F_k), alpha_k = GAP(dy^i / dF_k)              eq. (1), (2): gradcam.py
+    L_att = E_{x,i} || A_T^i(x) - A_S^i(x) ||                              eq. (3): att_loss
+    L_D = E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls    eq. (4): d_step
+    L_G = -E[D(x_fake)] + lambda_cls L_cls + lambda_rec L_rec + lambda_att L_att    eq. (5): g_step
+    With --pseudo, A_T is of another class, that changes the same region            eq. (6), (7)
 
-Writes out_dir/ckpt.pt, log.txt, samples/ and a copy of this script.
+$ python train_student.py --teacher=out/teacher/ckpt.pt                 # S
+$ python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=0  # S without L_att
+$ python train_student.py --teacher=out/hair/ckpt.pt --attrs=Gray_Hair --pseudo=Blond_Hair
 """
 
 import contextlib
 import difflib
-import importlib
+import importlib.util
 import json
-import logging
 import os
+import pickle
+import shlex
+import shutil
+import signal
 import sys
 import time
 
@@ -34,417 +38,600 @@ from gradcam import GradCAM, overlay
 
 # -----------------------------------------------------------------------------
 # I/O
-out_dir = 'out/student'  # everything a run writes; a folder that already holds a ckpt.pt needs --resume=True
-log_interval = 100  # iterations between log lines; reading the losses waits for the GPU, so not at every iteration
-sample_interval = 5000  # iterations between grids of the first eight test images
-ckpt_interval = 5000  # iterations between checkpoints; what a crash can cost you
-resume = False  # go on from out_dir/ckpt.pt if there is one
+out_dir = 'out/student'  # gets ckpt.pt, log.txt, samples/ and a copy of this script
+log_interval = 100  # iterations between two lines of the log
+sample_interval = 5000  # iterations between two grids of sample images
+ckpt_interval = 5000  # iterations between two checkpoints
+resume = False  # go on from out_dir/ckpt.pt, if there is one
 # teacher and data
-teacher = ''  # its ckpt.pt
-dataset = ''  # '': the teacher's; else a folder under data/, or the path of any folder that a prepare.py wrote
-attrs = ''  # '': the teacher's; else some of them, or others with pseudo or lambda_att=0; 'all': every one there is
-pseudo = ''  # eq. (6), (7): for each of attrs one of the teacher's that changes the same region; '': attrs themselves
-# nets: T is 64/6 (8.4M parameters), S 32/3 (1.2M), S-Lite 16/1 (0.16M)
-conv_dim = 32  # channels of G's first layer; the residual blocks have 4x as many
+teacher = ''  # its ckpt.pt; with lambda_att=0 it only gives the data and the size of D
+dataset = ''  # '': the teacher's; or as train_teacher.py's
+attrs = ''  # '': the teacher's; or some of them; or others, with pseudo or lambda_att=0; or 'all'
+pseudo = ''  # for each of attrs one of the teacher's attributes, that changes the same region
+# nets: the paper's T is 64/6 (8.4M parameters), S is 32/3 (1.2M), S-Lite is 16/1 (0.16M)
+conv_dim = 32  # channels of G's first layer; the residual blocks have 4 times as many
 n_blocks = 3  # residual blocks of G
-# losses, eq. (4) and (5)
-lambda_cls = 1.0  # attributes: higher changes faces more, until they only please D
-lambda_rec = 10.0  # cycle reconstruction: higher keeps faces more, up to ignoring c altogether; short runs want 20
+# weights of the losses, eq. (4) and (5)
+lambda_cls = 1.0  # classification: higher changes a face more
+lambda_rec = 10.0  # reconstruction: higher changes a face less; short runs want 20
 lambda_gp = 10.0  # gradient penalty
-lambda_att = 10.0  # attention, eq. (5); 0 is the paper's "S w/o att loss", and as fast as a run without a teacher
-cam = 'gradcam'  # eq. (1)-(2); 'hirescam' does not pool the gradient: sharper maps
-att_norm = 'none'  # L_att on the maps as they are; or each divided by its 'l2' norm or its 'max', blind to scale
-att_new = False  # a map is of one of the image's target classes; True: of one that the image does not have yet
-att_shuffle = False  # a control: T's map of another image of the same class, so of where such things are in general
-n_critic = 5  # D steps for each G step; 1 makes the most of a short run, 5 is WGAN-GP's advice for a long one
-# optimiser: Adam (0.5, 0.999)
-max_iters = 200000  # D steps; 0: write the nets as they start, and stop
+lambda_att = 10.0  # attention; 0 is the paper's "S w/o att loss"
+cam = 'gradcam'  # the map of eq. (1), (2); or 'hirescam', which does not pool the gradient
+att_norm = 'none'  # compare maps as they are; or each divided by its 'l2' norm, or by its 'max'
+att_shuffle = False  # a control: use the teacher's map of another image of the same class
+n_critic = 5  # steps of D for each step of G; short runs want 1
+# optimiser: Adam with betas (0.5, 0.999)
+max_iters = 200000  # iterations, each with a step of D; 0 writes the nets as they start
 batch_size = 16  # images
-lr = 1e-4  # constant for the first half of the run, then linear to 0; short runs want up to 1e-3
+lr = 1e-4  # constant for half of the run, then falls linearly to 0; short runs want up to 1e-3
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
-dtype = 'float32'  # 'bfloat16' runs the nets under autocast, but not where gradients are part of a loss
-cuda_graph = False  # each step as one CUDA graph, one launch; never run on a GPU yet: first `pytest tests/test_gpu.py`
-seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
+dtype = 'float32'  # or 'bfloat16', which runs the nets under autocast; most CPUs are slower by it
+seed = 0  # on a CPU the same command with the same seed gives the same weights
 # -----------------------------------------------------------------------------
-config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
-cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
-for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overrides the block above
-    if arg in ('-h', '--help'):
-        print(__doc__ + open(__file__).read().split('# ' + '-' * 77)[1])
+# On the command line --key=value overrides a global of this block, and keeps its type.
+config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, str))]
+options = sys.argv[1:] if __name__ == '__main__' else []
+for option in options:
+    if option in ('-h', '--help'):
+        print(__doc__ or '', open(__file__, encoding='utf-8').read().split('# ' + '-' * 77)[1])
         sys.exit()
-    key, eq, val = arg.removeprefix('--').partition('=')
-    if not arg.startswith('--') or not eq or key not in config_keys:
-        close = difflib.get_close_matches(key, config_keys) or config_keys
-        sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
+    key, equals, value = option.removeprefix('--').partition('=')
+    if not option.startswith('--') or key not in config_keys:
+        similar = difflib.get_close_matches(key, config_keys) or config_keys
+        sys.exit(f"{option}: not a --key=value of this script. Similar: {', '.join(similar)}")
+    default = globals()[key]
+    if not equals:
+        sys.exit(f'{option}: wants a value, say --{key}={True if default is False else default}')
     try:
-        val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
-        globals()[key] = val
-    except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
+        if isinstance(default, bool):
+            value = {'True': True, 'False': False}[value]
+        elif isinstance(default, str):
+            # The shell leaves the ~ of --key=~/folder as it is.
+            value = ','.join(os.path.expanduser(part) for part in value.split(','))
+        else:
+            value = type(default)(value)
+    except (KeyError, ValueError):
+        wanted = 'True or False' if isinstance(default, bool) else f'a number like {default}'
+        sys.exit(f'{option}: wants {wanted}')
+    # Numbers are finite and at least 0; those that count something, at least 1.
+    may_be_0 = default == 0 or key in ('max_iters', 'pool_size', 'max_bad', 'seed')
+    lowest = 1 if type(default) is int and not may_be_0 else 0
+    if not isinstance(value, str) and not lowest <= value < float('inf'):
+        sys.exit(f'{option}: wants a finite number, at least {lowest}')
+    globals()[key] = value
 # -----------------------------------------------------------------------------
+HERE = os.path.dirname(os.path.abspath(__file__))
 
+
+# Between the next line and '# data' stand the nets. A checkpoint keeps this text, to be compared.
 # nets
 class ResidualBlock(nn.Module):
-    """x + IN(conv(ReLU(IN(conv(x))))), the channels kept: (B, dim, h, w) -> the same."""
+    """(B, dim, h, w) -> the same shape. No biases: the instance norms would remove them."""
 
     def __init__(self, dim):
         super().__init__()
-        self.main = nn.Sequential(  # no biases: the instance norms would remove them
-            nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.InstanceNorm2d(dim, affine=True), nn.ReLU(),
-            nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.InstanceNorm2d(dim, affine=True))
+        self.main = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, 1, 1, bias=False),
+            nn.InstanceNorm2d(dim, affine=True),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, 1, 1, bias=False),
+            nn.InstanceNorm2d(dim, affine=True))
 
     def forward(self, x):
         return x + self.main(x)
 
 
 class Generator(nn.Module):
-    """G(x, c): images x (B, 3, H, W) in [-1, 1], 4 divides H and W; labels c (B, c_dim) in {0, 1} -> images like x."""
+    """Images x (B, 3, H, W) in [-1, 1], labels c (B, c_dim) in {0, 1} -> images. 4 divides H, W."""
 
-    def __init__(self, conv_dim=64, c_dim=7, n_blocks=6):
+    def __init__(self, conv_dim, c_dim, n_blocks):
         super().__init__()
         d = conv_dim
+        # Only zero padding works. The labels enter as constant planes, which an instance norm
+        # removes except where they meet other values: at the border, if the padding is zeros.
         self.down = nn.Sequential(
-            # Zero padding on purpose: instance norm removes constant planes, and the labels are constant planes. Only
-            # at the border, where zeros mix in, do they survive the first norm; with reflection padding nowhere.
-            nn.Conv2d(3 + c_dim, d, 7, padding=3, bias=False), nn.InstanceNorm2d(d, affine=True), nn.ReLU(),  # H
-            nn.Conv2d(d, 2 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(2 * d, affine=True), nn.ReLU(),  # H/2
-            nn.Conv2d(2 * d, 4 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(4 * d, affine=True), nn.ReLU())  # H/4
-        self.res = nn.Sequential(*[ResidualBlock(4 * d) for _ in range(n_blocks)])  # (B, 4d, H/4, W/4)
+            nn.Conv2d(3 + c_dim, d, 7, 1, 3, bias=False),  # (B, d, H, W)
+            nn.InstanceNorm2d(d, affine=True),
+            nn.ReLU(),
+            nn.Conv2d(d, 2 * d, 4, 2, 1, bias=False),  # (B, 2d, H/2, W/2)
+            nn.InstanceNorm2d(2 * d, affine=True),
+            nn.ReLU(),
+            nn.Conv2d(2 * d, 4 * d, 4, 2, 1, bias=False),  # (B, 4d, H/4, W/4)
+            nn.InstanceNorm2d(4 * d, affine=True),
+            nn.ReLU())
+        self.res = nn.Sequential(*[ResidualBlock(4 * d) for _ in range(n_blocks)])
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(4 * d, 2 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(2 * d, affine=True), nn.ReLU(),
-            nn.ConvTranspose2d(2 * d, d, 4, 2, 1, bias=False), nn.InstanceNorm2d(d, affine=True), nn.ReLU())  # H
-        self.out = nn.Sequential(nn.Conv2d(d, 3, 7, padding=3, bias=False), nn.Tanh())
+            nn.ConvTranspose2d(4 * d, 2 * d, 4, 2, 1, bias=False),  # (B, 2d, H/2, W/2)
+            nn.InstanceNorm2d(2 * d, affine=True),
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * d, d, 4, 2, 1, bias=False),  # (B, d, H, W)
+            nn.InstanceNorm2d(d, affine=True),
+            nn.ReLU())
+        self.out = nn.Sequential(nn.Conv2d(d, 3, 7, 1, 3, bias=False), nn.Tanh())
 
     def forward(self, x, c):
-        c = c[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B, c_dim) -> (B, c_dim, H, W)
-        return self.out(self.up(self.res(self.down(torch.cat([x, c.to(x.dtype)], 1)))))
+        planes = c[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B, c_dim, H, W)
+        h = self.down(torch.cat([x, planes], 1))
+        return self.out(self.up(self.res(h)))
 
 
 class Discriminator(nn.Module):
-    """D(x): image (B, 3, S, S) -> out_src (B, 1, s, s), real or fake, s = S / 2^n_layers; logits out_cls (B, c_dim)."""
+    """Images (B, 3, S, S) -> out_src (B, 1, s, s), high where real; out_cls (B, c_dim), logits."""
 
-    def __init__(self, image_size=128, conv_dim=64, c_dim=7, n_layers=6):
+    def __init__(self, image_size, conv_dim, c_dim, n_layers):
         super().__init__()
-        dims = [3] + [conv_dim * 2 ** i for i in range(n_layers)]
-        self.down = nn.ModuleList([nn.Conv2d(d_in, d_out, 4, 2, 1) for d_in, d_out in zip(dims, dims[1:])])
-        self.src = nn.Conv2d(dims[-1], 1, 3, padding=1, bias=False)
-        self.cls = nn.Conv2d(dims[-1], c_dim, image_size // 2 ** n_layers, bias=False)  # sees everything at once
+        self.down = nn.ModuleList()
+        channels = 3
+        for i in range(n_layers):
+            self.down.append(nn.Conv2d(channels, conv_dim * 2 ** i, 4, 2, 1))
+            channels = conv_dim * 2 ** i
+        self.src = nn.Conv2d(channels, 1, 3, 1, 1, bias=False)
+        self.cls = nn.Conv2d(channels, c_dim, image_size // 2 ** n_layers, bias=False)
 
     def forward(self, x):
         for conv in self.down:
             x = conv(x)
-            x = torch.where(x > 0, x, 0.01 * x)  # F.leaky_relu, but no second derivative of zeros through all of D
+            # A leaky ReLU without a second derivative: that of F.leaky_relu is 0, but takes time.
+            x = torch.where(x > 0, x, 0.01 * x)
         return self.src(x), self.cls(x).flatten(1)
 
 
 # data
 def find_data(dataset):
-    """A name under data/ or a path -> (folder, its meta.json as a dict). Exits with one line where there is none."""
-    for folder in (os.path.join(os.path.dirname(__file__), 'data', dataset), dataset):
-        if os.path.exists(path := os.path.join(folder, 'meta.json')):
-            return folder, json.load(open(path))
-    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json): a prepare.py under data/ makes them')
+    """The name of a folder under data/, or any path -> the folder, and its meta.json as a dict."""
+    folder = f'{HERE}/data/{dataset}'
+    if not os.path.exists(f'{folder}/meta.json'):
+        folder = dataset
+    with or_exit(f'--dataset={dataset}: no data there; a prepare.py under data/ makes it'):
+        with open(f'{folder}/meta.json', encoding='utf-8') as file:
+            meta = json.load(file)
+        check_fields(meta, label=str, image_size=int)
+    return folder, meta
 
 
 def load_split(folder, meta, split, names):
-    """-> x (N, H, W, 3) uint8 tensor, memory-mapped from disk, and y (N, len(names)) float32 labels in {0, 1}."""
+    """-> images x (N, H, W, 3) uint8, left on the disk until used, and labels y (N, len(names))."""
     known = meta.get('attrs', ['none, but two domains, for train_uag.py'])
     if not names or len(set(names)) < len(names) or not set(names) <= set(known):
-        sys.exit(f"--attrs={','.join(names or [])}: wants names, each once, of {folder}: {', '.join(known)}")
+        sys.exit(f"--attrs={','.join(names)}: wants some of {folder}, each once: {', '.join(known)}")
     with or_exit(f'{folder}: damaged, prepare the data again'):
-        x = torch.from_numpy(np.load(os.path.join(folder, f'{split}_x.npy'), mmap_mode='c'))  # of 'r' torch warns
-        y = np.load(os.path.join(folder, f'{split}_y.npy'))[:, [known.index(name) for name in names]]
-        assert x.dtype == torch.uint8 and x.shape == (len(y), *[meta['image_size']] * 2, 3), f'{split}_x.npy {x.shape}'
-    return x, torch.from_numpy(y).float()
+        # Copy on write, 'c', because torch warns of arrays that are read-only.
+        x = np.load(f'{folder}/{split}_x.npy', mmap_mode='c')
+        y = np.load(f'{folder}/{split}_y.npy')
+        y = y[:, [known.index(name) for name in names]]
+        if x.dtype != 'uint8' or x.shape[:2] != (len(y), meta['image_size']):
+            raise ValueError(f'{split}_x.npy is {x.dtype} {x.shape}, for {len(y)} labels')
+    return torch.from_numpy(x), torch.from_numpy(y).float()
 
 
 def to_float(x, size):
-    """(B, H, W, 3) uint8 -> (B, 3, size, size) float32 in [-1, 1], averaged down by H // size."""
-    x = x.permute(0, 3, 1, 2).contiguous().float()  # laid out anew: D's convolutions are slower on an (H, W, 3)
+    """(B, H, W, 3) uint8 -> (B, 3, size, size) float in [-1, 1]; a smaller size is averaged."""
+    # Convolutions are slower on images whose channels lie last in memory, hence contiguous().
+    x = x.permute(0, 3, 1, 2).contiguous().float()
     return F.avg_pool2d(x, x.shape[2] // size) / 127.5 - 1
 
 
-def get_batch(x, y, i, size, device):
-    """Rows i of the data: images (B, 3, size, size) in [-1, 1], flipped with probability 1/2, and labels (B, c_dim)."""
-    flip = (torch.rand(len(i), 1, 1, 1) < 0.5).to(device)
-    x, y = to_float(x[i.to(x.device)].to(device), size), y[i].to(device)
-    return torch.where(flip, x.flip(3), x), y
-
-
 def set_attr(c_org, i, exclusive):
-    """Labels (B, c_dim) with attribute i on and the others of its exclusive groups (lists of columns) off."""
+    """Labels (B, c_dim) with attribute i on, and others of an exclusive group with it off."""
     c = c_org.clone()
-    c[:, sum((group for group in exclusive if i in group), [])] = 0
+    for group in exclusive:
+        if i in group:
+            c[:, group] = 0
     c[:, i] = 1
     return c
 
 
 # losses
 def gradient_penalty(D, x_real, x_fake, alpha):
-    """WGAN-GP: E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake; alpha: (B, 1, 1, 1)."""
+    """E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake, alpha (B, 1, 1, 1).
+
+    The norm is .norm(), whose gradient at 0 is 0. The square root of a sum would have NaN.
+    """
     x_hat = (alpha * x_real + (1 - alpha) * x_fake).detach().requires_grad_()
-    grad, = torch.autograd.grad(D(x_hat)[0].sum(), x_hat, create_graph=True)
-    return ((grad.flatten(1).norm(dim=1) - 1) ** 2).mean()  # .norm(): sqrt(sum g^2) has a NaN gradient at g = 0
+    out_src, _ = D(x_hat)
+    grad, = torch.autograd.grad(out_src.sum(), x_hat, create_graph=True)
+    return ((grad.flatten(1).norm(dim=1) - 1) ** 2).mean()
 
 
 def cls_loss(out_cls, c, multi_label):
-    """L_cls of logits and labels c, both (B, c_dim): binary cross entropy summed over attributes, or softmax's."""
+    """Cross entropy of logits and labels (B, c_dim), for each attribute or over the classes."""
     if multi_label:
         return F.binary_cross_entropy_with_logits(out_cls, c, reduction='sum') / len(c)
-    return F.cross_entropy(out_cls, c)  # c is one-hot, that is, the probabilities
+    return F.cross_entropy(out_cls, c)
 
 
 def pick_class(c):
-    """One of each image's classes at random: c (B, c_dim) in {0, 1} -> its index (B, 1), and weights (B,) with which a
-    sum over the batch is the mean over the images that have any, such as E over x and c in eq. (3)."""
-    return (torch.rand_like(c) * c).argmax(1, keepdim=True), F.normalize(c.amax(1), p=1, dim=0)  # 1 / count, or 0
+    """One class for each image's map, at random among those that its labels c (B, c_dim) have.
+
+    -> classes i (B, 1), and weights (B,), by which a sum over the batch is the mean over the images
+    that have a class: an image without one has weight 0.
+    """
+    i = (torch.rand_like(c) * c).argmax(1, keepdim=True)
+    has_class = c.amax(1)
+    return i, has_class / has_class.sum().clamp(min=1)
 
 
-def att_loss(cam_teacher, cam_student, weight, att_norm):
-    """L_att, eq. (3): sum of weight || A_T - A_S ||_2; maps (B, h, w) >= 0, weight (B,) of pick_class.
+def att_loss(A_T, A_S, weight, att_norm):
+    """eq. (3): sum over the images of weight || A_T - A_S ||_2; maps (B, h, w), weight (B,).
 
-    The paper names no norm; L2 is taken. att_norm='l2' compares maps of unit length (Dhar et al. 2019), 'max' maps of
-    maximum 1, 'none' maps as they are. An all-zero map stays zero."""
-    A_T, A_S = cam_teacher.flatten(1), cam_student.flatten(1)
+    att_norm 'l2' and 'max' first divide each map by its norm, so that its scale does not matter.
+    """
+    A_T = A_T.flatten(1)
+    A_S = A_S.flatten(1)
     if att_norm != 'none':
-        A_T, A_S = (F.normalize(A, p={'l2': 2, 'max': float('inf')}[att_norm]) for A in (A_T, A_S))
+        p = 2 if att_norm == 'l2' else float('inf')
+        A_T = F.normalize(A_T, p)
+        A_S = F.normalize(A_S, p)
     return ((A_T - A_S).norm(dim=1) * weight).sum()
 
 
-def shuffle(A, k, weight):
-    """Deals each image the map, of A (B, h, w), of the next one scored for the same class k (B, 1), or weight 0."""
-    i = torch.arange(len(A), device=A.device)
-    ahead = (i - i[:, None] - 1) % len(A)  # [i, j]: 0 where j is the image after i, B - 1 where j is i itself
-    ahead = torch.where((k == k.T) & (weight > 0), ahead, len(A))
-    return A[ahead.argmin(1)], F.normalize(weight * (ahead.amin(1) < len(A) - 1), p=1, dim=0)
+def shuffle(A_T, i, weight):
+    """A control: gives each image the map of the next image in the batch that has the same class.
+
+    Maps (B, h, w), classes i (B, 1), weights (B,) -> maps and weights, the latter 0 for an image
+    that is alone in its class.
+    """
+    n = len(A_T)
+    row = torch.arange(n, device=A_T.device)
+    # How far it is from image a (row) to image b (column) round the batch; to itself it is n.
+    steps = (row - row[:, None] - 1) % n + 1
+    same_class = (i == i.T) & (weight > 0)
+    steps = torch.where(same_class, steps, n + 1)
+    # Alone in its class: nothing is nearer than the image itself.
+    weight = weight * (steps.amin(1) < n)
+    return A_T[steps.argmin(1)], weight / weight.sum().clamp(min=1e-6)
 
 
-# speed, files
-class Graphed:
-    """step(*tensors), from its third call on, as one CUDA graph. The next call overwrites what this one returned; what
-    else is read is read where it lay when captured, and numbers stay. The current stream must not be the default."""
-
-    def __init__(self, step):
-        self.step, self.calls = step, 0
-
-    def __call__(self, *tensors):
-        self.calls += 1
-        if self.calls < 3:  # warm up: what the first calls set up must not be captured
-            return self.step(*tensors)
-        if self.calls == 3:
-            self.graph, self.inputs = torch.cuda.CUDAGraph(), [t.clone() for t in tensors]
-            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):  # notes launches, runs nothing
-                self.out = self.step(*self.inputs)
-        for mine, t in zip(self.inputs, tensors):
-            mine.copy_(t)
-        self.graph.replay()
-        return self.out
-
-
+# files
 @contextlib.contextmanager
-def or_exit(text):
-    """What goes wrong inside ends the script with one line: text, and the first sentence of the error's own."""
+def or_exit(message):
+    """Ends the script with one line if a file is missing or wrong. Other errors keep a traceback."""
     try:
         yield
-    except Exception as e:
-        sys.exit(f"{text}: {' '.join(str(e).split()).split('. ')[0][:200]} ({type(e).__name__})")
+    except (OSError, EOFError, LookupError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        first_sentence = ' '.join(str(error).split()).split('. ')[0]
+        sys.exit(f'{message} ({type(error).__name__}: {first_sentence[:200]})')
 
 
-def load_ckpt(path, *kinds):
-    """What torch.save wrote, on the CPU; given kinds, a checkpoint of these. Never runs code that is in the file."""
-    with or_exit(f'{path}: no checkpoint, or damaged, or with code in it'):
-        ckpt = torch.load(path, map_location='cpu', weights_only=True)
-        assert not kinds or ckpt['kind'] in kinds, f"is of kind {ckpt['kind']}, wanted {' or '.join(kinds)}"
-        return ckpt
+def check_fields(fields, **kinds):
+    """Raises ValueError unless `fields`, read from a file, is a dict with values of these kinds."""
+    for name, kind in kinds.items():
+        if not isinstance(fields, dict) or not isinstance(fields.get(name), kind):
+            raise ValueError(f'{name} is missing, or no {kind.__name__}')
 
 
-def load_nets(path, *kinds):
-    """A checkpoint -> it, and its nets {'G', 'D'}, of train_uag.py {'G_st', 'G_ts', 'A_s', 'A_t'}, frozen, on the CPU.
-    The script that made it builds them; its text in the checkpoint is compared, never run. Or exits, in one line."""
-    ckpt, nets = load_ckpt(path, *kinds), {}
-    with or_exit(f'{path}: cannot build its nets'):
-        script = os.path.join(os.path.dirname(__file__), os.path.basename(ckpt['script']))
-        then, now = (text.partition('\n# nets\n')[2].partition('\n# data\n')[0]
-                     for text in (ckpt['source'], open(script).read()))
-        assert then == now != '', f'{script} has other nets now: put back the copy that lies beside the checkpoint'
-        module = importlib.import_module(os.path.basename(script).removesuffix('.py'))
-        for key in ('G', 'D') if 'attrs' in ckpt else ('G_st', 'G_ts', 'A_s', 'A_t')[:4 if ckpt['a_args'] else 2]:
-            weights, args = ckpt[key], ckpt[key[0].lower() + '_args']
-            for k, v in args.items():  # a size that is not in the weights could take for ever to build
-                assert type(v) is int and 0 <= v <= (len(weights) if k.startswith('n_') else 2 ** 16), f'{k}={v!r}'
-            with torch.device('meta'):  # no memory, no random numbers
-                net = getattr(module, {'G': 'Generator', 'D': 'Discriminator', 'A': 'Attention'}[key[0]])(**args)
-            net.load_state_dict(weights, assign=True)
-            nets[key] = net.float().requires_grad_(False)
-        assert type(names := ckpt.get('attrs', ckpt.get('domains'))) is list, f'names {names}'
-        assert len(names) == ckpt['g_args'].get('c_dim', 2), f"{len(names)} names for {ckpt['g_args']}"
-        assert {*map(type, names), type(ckpt['config']['dataset'])} == {str}, 'names or the data set are no text'
-        return ckpt, nets
+def nets_section(source):
+    """The part of a script's text that has its nets."""
+    return source.partition('\n# nets\n')[2].partition('\n# data\n')[0]
+
+
+def load_ckpt(path):
+    """-> a checkpoint, and as a module the script beside this one that wrote it, for its nets.
+
+    The text of the script that is in the checkpoint is only compared. Code from there never runs.
+    Raises what or_exit catches.
+    """
+    ckpt = torch.load(path, map_location='cpu', weights_only=True)
+    check_fields(ckpt, kind=str, script=str, source=str, config=dict, g_args=dict, d_args=dict)
+    if ckpt['kind'] == 'stargan':
+        check_fields(ckpt, attrs=list, exclusive=list, G=dict, D=dict)
+    path_of_script = f"{HERE}/{os.path.basename(ckpt['script'])}"
+    with open(path_of_script, encoding='utf-8') as file:
+        if nets_section(file.read()) != nets_section(ckpt['source']):
+            print(f'warning: the nets in {path_of_script} have changed since {path} was written')
+    spec = importlib.util.spec_from_file_location('script_of_ckpt', path_of_script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return ckpt, module
+
+
+def load_net(net_class, sizes, weights):
+    """A net with the weights of a checkpoint, frozen, on the CPU. Raises what or_exit catches."""
+    for name, size in sizes.items():
+        # A damaged file must not have us build layers without end.
+        largest = len(weights) if name.startswith('n_') else 2 ** 16
+        if type(size) is not int or not 0 < size <= largest:
+            raise ValueError(f'{name} is {size}')
+    # The meta device gives the net no memory. That comes with the weights.
+    with torch.device('meta'):
+        net = net_class(**sizes)
+    net.load_state_dict(weights, assign=True)
+    for weight in net.parameters():
+        if not weight.isfinite().all():
+            raise ValueError('the weights are not finite')
+    return net.float().requires_grad_(False)
 
 
 if __name__ == '__main__':
-    # data, as the teacher's
-    teacher or sys.exit('--teacher= wants the ckpt.pt of a trained teacher; train_teacher.py makes one')
-    t_ckpt, t_nets = load_nets(teacher, 'stargan')
-    t_attrs, image_size = t_ckpt['attrs'], t_ckpt['d_args']['image_size']
-    dataset, attrs = dataset or t_ckpt['config']['dataset'], attrs or ','.join(t_attrs)
+    saved = 'nothing is saved yet'
+    signal.signal(signal.SIGINT, lambda signum, frame: sys.exit(f'stopped: {saved}'))
+    # A name that the terminal cannot show must not end a run.
+    sys.stdout.reconfigure(errors='backslashreplace')
+    if dtype not in ('float32', 'bfloat16'):
+        sys.exit(f'--dtype={dtype}: wants float32 or bfloat16')
+    if cam not in ('gradcam', 'hirescam'):
+        sys.exit(f'--cam={cam}: wants gradcam or hirescam')
+    if att_norm not in ('none', 'l2', 'max'):
+        sys.exit(f'--att_norm={att_norm}: wants none, l2 or max')
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    with or_exit(f'--device={device}: no such device here'):
+        torch.zeros(1, device=device)
+
+    # teacher
+    with or_exit(f'--teacher={teacher}: wants a ckpt.pt of train_teacher.py, which by '
+                 "--init_from also makes one of StarGAN's own files"):
+        teacher_ckpt, teacher_script = load_ckpt(teacher)
+        G_teacher = load_net(teacher_script.Generator, teacher_ckpt['g_args'], teacher_ckpt['G'])
+        D_teacher = load_net(teacher_script.Discriminator, teacher_ckpt['d_args'], teacher_ckpt['D'])
+        image_size = teacher_ckpt['d_args']['image_size']
+        dataset = dataset or teacher_ckpt['config']['dataset']
+    G_teacher.to(device)
+    D_teacher.to(device)
+    teacher_names = teacher_ckpt['attrs']
+    attrs = attrs or ','.join(teacher_names)
+
+    # data
     data_dir, meta = find_data(dataset)
-    names, multi_label = meta.get('attrs') if attrs == 'all' else attrs.split(','), meta['label'] == 'multi'
-    (train_x, train_y), (test_x, test_y) = (load_split(data_dir, meta, split, names) for split in ('train', 'test'))
-    # single-label: where only some classes are asked for, images of the others are left out
-    rows = torch.arange(len(train_x)) if multi_label else train_y.sum(1).nonzero().flatten()
-    exclusive = [[names.index(name) for name in group if name in names] for group in meta['exclusive']]
-    meta['image_size'] % image_size and sys.exit(f"{data_dir}, {meta['image_size']} px: {teacher} has {image_size} px")
-    c_pse = pseudo.split(',') if pseudo else names
-    scored = len(c_pse) == len(set(c_pse)) == len(names) and set(c_pse) <= set(t_attrs)  # D_teacher can: maps, then
-    if not scored and (pseudo or lambda_att):
-        sys.exit(f"--pseudo={pseudo} --attrs={attrs}: wants for each another of the teacher's {','.join(t_attrs)}")
+    names = meta.get('attrs', []) if attrs == 'all' else attrs.split(',')
+    multi_label = meta['label'] == 'multi'
+    train_x, train_y = load_split(data_dir, meta, 'train', names)
+    test_x, test_y = load_split(data_dir, meta, 'test', names)
+    if meta['image_size'] % image_size:
+        sys.exit(f"{data_dir}: has {meta['image_size']} px, no multiple of the teacher's {image_size}")
+    # Images are kept on the GPU if they take less than half of its free memory.
+    if 'cuda' in device:
+        torch.backends.cudnn.benchmark = True
+        if train_x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            train_x = train_x.to(device)
+    train_y = train_y.to(device)
+    # The rows to train on. Where an image has one class only, it may be none of those in attrs.
+    rows = torch.arange(len(train_x), device=device)
+    if not multi_label:
+        rows = train_y.sum(1).nonzero().flatten()
+        if len(names) < 2 or len(rows) == 0:
+            sys.exit(f'--attrs={attrs}: wants two classes or more, and images of them')
+    # Groups of attributes that exclude each other, such as hair colours, as lists of columns of y.
+    exclusive = []
+    for group in meta.get('exclusive', []):
+        exclusive.append([names.index(name) for name in group if name in names])
+
+    # Class i of the student is compared with class teacher_i[i] of the teacher. Both must make the
+    # same change, so the teacher is told the target labels of these classes. Of its other classes
+    # it is told what the image has, lest it take off glasses that the student knows nothing of.
+    # With pseudo it is told zeros.
+    teacher_train_y = torch.zeros(len(train_x), len(teacher_names), device=device)
+    teacher_test_y = torch.zeros(len(test_x), len(teacher_names))
+    if lambda_att:
+        c_pse = pseudo.split(',') if pseudo else names
+        if not set(c_pse) <= set(teacher_names) or len(set(c_pse)) != len(names):
+            known = ','.join(teacher_names)
+            sys.exit(f"--attrs={attrs} --pseudo={pseudo}: wants for each another one of {known}")
+        teacher_i = torch.tensor([teacher_names.index(name) for name in c_pse], device=device)
+        if not pseudo:
+            _, teacher_train_y = load_split(data_dir, meta, 'train', teacher_names)
+            _, teacher_test_y = load_split(data_dir, meta, 'test', teacher_names)
+            teacher_train_y = teacher_train_y.to(device)
+        # 1 where a class of the student (row) excludes one of the teacher (column)
+        excludes = torch.ones(len(names), len(teacher_names), device=device)
+        for row, i in zip(excludes, teacher_i):
+            row -= set_attr(row[None], i, teacher_ckpt['exclusive'])[0]
 
     # nets and optimisers
-    for key, of in ('dtype', 'float32 bfloat16'), ('cam', 'gradcam hirescam'), ('att_norm', 'none l2 max'):
-        globals()[key] in of.split() or sys.exit(f'--{key}={globals()[key]}: wants one of {of}')
-    device = device or ('cuda' if cuda_graph or torch.cuda.is_available() else 'cpu')
-    with or_exit(f'--device={device}'):
-        device = str(torch.zeros(1, device=device).device)
-    if cuda := device.startswith('cuda'):
-        torch.cuda.set_device(device)
-        torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
-        torch.backends.cudnn.benchmark = True  # sizes stay the same: cuDNN may try its algorithms and take the fastest
-        train_x = train_x.to(device if train_x.nbytes < torch.cuda.mem_get_info()[0] / 2 else 'cpu')
     torch.manual_seed(seed)
-    autocast = torch.autocast(device.split(':')[0], torch.bfloat16, enabled=dtype == 'bfloat16')
     g_args = dict(conv_dim=conv_dim, c_dim=len(names), n_blocks=n_blocks)
-    d_args = t_ckpt['d_args'] | dict(c_dim=len(names))
-    G, D = Generator(**g_args).to(device), Discriminator(**d_args).to(device)
-    G_teacher, D_teacher = (t_nets[k].to(device) for k in 'GD')
-    hook_teacher, hook_student = (GradCAM(net.res[-1], cam) for net in (G_teacher, G))
-    cols = torch.tensor([t_attrs.index(name) for name in c_pse] if scored else [], device=device)  # c_pse's columns
-    opt_G, opt_D = (torch.optim.Adam(net.parameters(), torch.tensor(lr, device=device) if cuda_graph else lr,
-                                     (0.5, 0.999), fused=True, capturable=cuda_graph) for net in (G, D))
+    # D is new, and as large as the teacher's.
+    d_args = teacher_ckpt['d_args'] | dict(c_dim=len(names))
+    G = Generator(**g_args).to(device)
+    D = Discriminator(**d_args).to(device)
+    opt_G = torch.optim.Adam(G.parameters(), lr, betas=(0.5, 0.999), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), lr, betas=(0.5, 0.999), fused=True)
+    saved_parts = dict(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
+    if lambda_att:
+        hook_teacher = GradCAM(G_teacher.res[-1], cam)
+        hook_student = GradCAM(G.res[-1], cam)
 
-    # a new run, or one to go on with
-    ckpt_path, it, config = os.path.join(out_dir, 'ckpt.pt'), 0, {k: globals()[k] for k in config_keys}
-    resume or not os.path.exists(ckpt_path) or sys.exit(f'{ckpt_path} exists: --resume=True, or another --out_dir=')
+    def log(text):
+        """Prints a line, and adds it to log.txt."""
+        print(text, flush=True)
+        log_path = f'{out_dir}/log.txt'
+        with or_exit(f'{log_path}: cannot be written; {saved}'):
+            with open(log_path, 'a', encoding='utf-8', errors='backslashreplace') as file:
+                file.write(f'{text}\n')
+
+    # start anew, or go on where an earlier run has stopped
+    it = 0
+    script = os.path.basename(__file__)
+    source = open(__file__, encoding='utf-8').read()
+    ckpt_path = f'{out_dir}/ckpt.pt'
+    if os.path.exists(ckpt_path) and not resume:
+        sys.exit(f'{ckpt_path} exists: go on with --resume=True, or choose another --out_dir=')
     with or_exit(f'--out_dir={out_dir}: cannot write there'):
-        os.makedirs(os.path.join(out_dir, 'samples'), exist_ok=True)
-        files = [logging.StreamHandler(sys.stdout), logging.FileHandler(os.path.join(out_dir, 'log.txt'))]
-        logging.basicConfig(level=logging.INFO, format='%(message)s', handlers=files)
+        os.makedirs(f'{out_dir}/samples', exist_ok=True)
+    log(f'$ python {shlex.join(sys.argv)}')
     if os.path.exists(ckpt_path):
-        ckpt = load_ckpt(ckpt_path, 'stargan')
-        with or_exit(f'{ckpt_path}: cannot go on with it'):
-            assert ckpt['attrs'] == names and ckpt['script'] == os.path.basename(__file__), 'other attributes or script'
-            for net, opt, k in ((G, opt_G, 'G'), (D, opt_D, 'D')):
-                net.load_state_dict(ckpt[k])
-                opt.load_state_dict(opt.state_dict() | {'state': ckpt['opt_' + k]['state']})  # the rest is by flags
-            torch.set_rng_state(ckpt['rng'])
-            torch.cuda.manual_seed(seed + ckpt['iter'])  # not the same numbers again; nothing without a GPU
+        with or_exit(f'{ckpt_path}: cannot go on from it with these options'):
+            ckpt = torch.load(ckpt_path, map_location='cpu', weights_only=True)
+            check_fields(ckpt, iter=int, config=dict, source=str, rng=torch.Tensor)
+            if ckpt['script'] != script or ckpt['attrs'] != names:
+                raise ValueError('it is of another script, or of other attributes')
+            for name, part in saved_parts.items():
+                check_fields(ckpt, **{name: dict})
+                part.load_state_dict(ckpt[name])
             it = ckpt['iter']
-    (source := open(__file__).read()) and open(os.path.join(out_dir, os.path.basename(__file__)), 'w').write(source)
-    if dtype == 'bfloat16' and not cuda and 'bf16' not in open('/proc/cpuinfo').read():
-        logging.info('warning: this CPU has no bfloat16, and slowly does as if: --dtype=float32 is faster')
-    logging.info(f'G {sum(map(torch.numel, G.parameters())):,}, D {sum(map(torch.numel, D.parameters())):,} parameters '
-                 f"on {device}; {len(rows):,} images of {data_dir}, {image_size} px; columns: input, {','.join(names)}")
-    x_fixed, c_fixed = to_float(test_x[:8], image_size).to(device), test_y[:8].to(device)  # the grids' rows
-    d_sum, g_sum = torch.zeros(4, device=device), torch.zeros(6, device=device)  # of losses, for their means in the log
+            # A CPU goes on with the random numbers of an uninterrupted run, a GPU with others.
+            torch.manual_seed(seed + it)
+            torch.set_rng_state(ckpt['rng'])
+        saved = f'{ckpt_path} is of iteration {it}, --resume=True goes on from there'
+        if nets_section(ckpt['source']) != nets_section(source):
+            log(f'warning: the nets of {script} have changed since {ckpt_path} was written')
+        for key in config_keys:
+            before = ckpt['config'].get(key)
+            changes_nothing = key in ('out_dir', 'resume', 'max_iters', 'device', 'init_from')
+            if before != globals()[key] and not changes_nothing and not key.endswith('_interval'):
+                log(f'warning: --{key} was {before}, and is {globals()[key]} from here on')
+    with or_exit(f'--out_dir={out_dir}: cannot write there'):
+        shutil.copy(__file__, out_dir)
+    log(f'G has {sum(p.numel() for p in G.parameters()):,} parameters, on {device}')
+    log(f"{len(rows):,} images of {data_dir}; samples have the columns: input, {','.join(names)}")
 
-    def d_step(x_real, c_org, c_trg):
-        """A step of D on eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)."""
-        with autocast:
-            with torch.no_grad():
-                x_fake = G(x_real, c_trg)
-            out_src, out_cls = D(torch.cat([x_real, x_fake]))  # no norm in D: images do not mix
-        d_loss_real, d_loss_fake = -out_src[:batch_size].float().mean(), out_src[batch_size:].float().mean()
+    x_fixed = to_float(test_x[:8], image_size).to(device)
+    c_fixed = test_y[:8].to(device)
+    teacher_c_fixed = teacher_test_y[:8].to(device)
+    # name -> values since the last line of the log, as tensors: to read a number waits for the GPU
+    losses = {}
+
+    def remember(**new_losses):
+        for name, loss in new_losses.items():
+            losses.setdefault(name, []).append(loss.detach())
+
+    def autocast():
+        device_type = torch.device(device).type
+        return torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
+
+    def get_batch():
+        """Real images (B, 3, S, S), half flipped, their labels, and the teacher's labels."""
+        i = rows[torch.randint(len(rows), (batch_size,), device=device)]
+        x = to_float(train_x[i.to(train_x.device)].to(device), image_size)
+        flip = torch.rand(batch_size, 1, 1, 1, device=device) < 0.5
+        return torch.where(flip, x.flip(3), x), train_y[i], teacher_train_y[i]
+
+    def d_step(x_real, c_org, x_fake):
+        """eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)"""
+        D.requires_grad_(True)
+        with autocast():
+            # One pass for both: D has no norm layers, so images do not mix.
+            out_src, out_cls = D(torch.cat([x_real, x_fake]))
+        d_loss_real = -out_src[:batch_size].float().mean()
+        d_loss_fake = out_src[batch_size:].float().mean()
         d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
-        # without autocast: bfloat16 would change the penalty's norm by 0.3 %
-        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), torch.rand(batch_size, 1, 1, 1, device=device))
+        # Without autocast: bfloat16 would change the norm of the gradient by 0.3 %.
+        alpha = torch.rand(batch_size, 1, 1, 1, device=device)
+        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), alpha)
         d_loss = d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp
         opt_D.zero_grad()
         d_loss.backward()
         opt_D.step()
-        d_sum.add_(torch.stack([d_loss_real, d_loss_fake, d_loss_cls, d_loss_gp]).detach())
+        remember(D_real=d_loss_real, D_fake=d_loss_fake, D_cls=d_loss_cls, D_gp=d_loss_gp)
 
-    def attention(x, x_fake, c_trg, k, create_graph=False):
-        """Maps of the teacher and of the student, (B, h, w), of class k (B, 1); x_fake = G(x, c_trg), just made."""
-        with autocast:  # the teacher has the labels in its own order, in the columns of c_pse
-            x_teacher = G_teacher(x, c_trg.new_zeros(len(x), len(t_attrs)).index_copy(1, cols, c_trg))
-        y_T, y_S = (D_teacher(of.float())[1].gather(1, cols[k]) for of in (x_teacher, x_fake))  # y^c, both by D_teacher
-        return hook_teacher(y_T), hook_student(y_S, create_graph=create_graph)
+    def attention(x, x_fake, c_trg, teacher_c_org, i, create_graph=False):
+        """Maps A_T and A_S (B, h, w) of class i (B, 1) of images x. G has just made x_fake of x."""
+        teacher_c_trg = torch.where(c_trg @ excludes > 0, 0, teacher_c_org)
+        teacher_c_trg = teacher_c_trg.index_copy(1, teacher_i, c_trg)
+        with autocast():
+            x_teacher = G_teacher(x, teacher_c_trg)
+        # The same D scores both translations, so that both maps explain the same thing.
+        y_teacher = D_teacher(x_teacher.float())[1].gather(1, teacher_i[i])
+        y_student = D_teacher(x_fake.float())[1].gather(1, teacher_i[i])
+        return hook_teacher(y_teacher), hook_student(y_student, create_graph=create_graph)
 
-    def g_step(x_real, c_org, c_trg):
-        """A step of G on eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec L_rec + lambda_att L_att."""
-        D.requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
-        with autocast:
-            x_fake = G(x_real, c_trg)
-        k, weight = pick_class(c_trg * (1 - c_org) if att_new else c_trg)  # drawn even for lambda_att 0: same numbers
-        att = torch.zeros(3, device=device)  # L_att, and the shares of maps that are zero everywhere: T's, S's
-        if lambda_att:  # before G runs again: the hook keeps the features of the latest forward pass
-            cams = attention(x_real, x_fake, c_trg, k, create_graph=True)
-            dead = [(A.amax((1, 2)) == 0).float() @ weight for A in cams]
-            cam_teacher, w = shuffle(cams[0], k, weight) if att_shuffle else (cams[0], weight)
-            att = torch.stack([att_loss(cam_teacher, cams[1], w, att_norm), *dead])
-        with autocast:
+    def g_step(x_real, c_org, x_fake, c_trg, teacher_c_org):
+        """eq. (5): -E[D(x_fake)] + lambda_cls L_cls + lambda_rec L_rec + lambda_att L_att"""
+        # D only passes the gradient on to G. That of its own weights is not computed.
+        D.requires_grad_(False)
+        # Drawn even without L_att, so that runs with and without it get the same random numbers.
+        i, weight = pick_class(c_trg)
+        g_loss_att = 0
+        if lambda_att:
+            # Before x_rec is made: the hook keeps the features of G's last forward pass only.
+            A_T, A_S = attention(x_real, x_fake, c_trg, teacher_c_org, i, create_graph=True)
+            # The shares of maps that are 0 everywhere. The student's then get no gradient.
+            dead_T = (A_T.amax((1, 2)) == 0).float() @ weight
+            dead_S = (A_S.amax((1, 2)) == 0).float() @ weight
+            if att_shuffle:
+                A_T, weight = shuffle(A_T, i, weight)
+            g_loss_att = att_loss(A_T, A_S, weight, att_norm)
+            remember(G_att=g_loss_att, dead_T=dead_T, dead_S=dead_S)
+        with autocast():
             out_src, out_cls = D(x_fake)
             x_rec = G(x_fake, c_org)
-        g_loss_fake, g_loss_rec = -out_src.float().mean(), (x_real - x_rec).abs().mean()
+        g_loss_fake = -out_src.float().mean()
+        g_loss_rec = (x_real - x_rec).abs().mean()
         g_loss_cls = cls_loss(out_cls.float(), c_trg, multi_label)
-        g_loss = g_loss_fake + lambda_rec * g_loss_rec + lambda_cls * g_loss_cls + lambda_att * att[0]
+        g_loss = g_loss_fake + lambda_rec * g_loss_rec + lambda_cls * g_loss_cls
+        g_loss = g_loss + lambda_att * g_loss_att
         opt_G.zero_grad()
         g_loss.backward()
         opt_G.step()
-        D.requires_grad_(True)
-        g_sum.add_(torch.stack([g_loss_fake, g_loss_rec, g_loss_cls, *att]).detach())
+        remember(G_fake=g_loss_fake, G_rec=g_loss_rec, G_cls=g_loss_cls)
 
-    if cuda_graph:
-        d_step, g_step = Graphed(d_step), Graphed(g_step)
-    start, last_log, t_start = it, it, time.time()
-    for it in range(start, max_iters + 1):
-        # log line, samples, checkpoint, after `it` iterations
-        t_aside, done = time.time(), it == max_iters
-        if it > last_log and (it % log_interval == 0 or it % ckpt_interval == 0 or done):
-            if not all(p.isfinite().all() for net in (G, D) for p in net.parameters()):  # a bad loss makes them so
-                sys.exit(f'iter {it}: weights are not finite: lower --lr; {ckpt_path}, if any, is the last good state')
-            means = [*d_sum / (it - last_log), *g_sum / (it // n_critic - last_log // n_critic)]
-            rate = (it - start) / (t_aside - t_start)
-            logging.info('iter %6d/%d | D real %8.3g fake %8.3g cls %8.3g gp %8.3g | G fake %8.3g rec %8.3g cls %8.3g '
-                         'att %8.3g dead_T %.2f dead_S %.2f '
-                         '| %.2f it/s | eta %.0f min', it, max_iters, *means, rate, (max_iters - it) / rate / 60)
-            last_log = it
-            d_sum.zero_(), g_sum.zero_()
-        if it % sample_interval == 0 or done:  # rows: image, teacher's maps, student's; columns: input, attributes
-            columns = [torch.stack([x_fixed] * (3 if scored else 1), 1)]  # (8, 3, 3, H, W)
-            for i in range(len(names)):
-                x_fake, k = G(x_fixed, set_attr(c_fixed, i, exclusive)), torch.full_like(c_fixed[:, :1], i).long()
-                cams = attention(x_fixed, x_fake, set_attr(c_fixed, i, exclusive), k) if scored else []
-                columns.append(torch.stack([x_fake.detach(), *(overlay(x_fixed, A) for A in cams)], 1))
-            grid = torch.stack(columns, 2).flatten(0, 2) / 2 + 0.5  # (8, 3, 1 + c_dim, 3, H, W) -> images in order
-            with or_exit(f'{out_dir}: cannot write there, disk full? {ckpt_path}, if any, is whole'):
-                save_image(grid, os.path.join(out_dir, 'samples', f'{it:06d}.png'), nrow=len(columns))
-            if it > max_iters / 10 and (columns[-1] - columns[-2])[:, 0].abs().mean() < 0.01:
-                logging.info('warning: the last columns of the grid are alike, G ignores its label: lower --lambda_rec')
-        if (it % ckpt_interval == 0 or done) and (it > start or it == 0):  # what was resumed is there already
-            with or_exit(f'{ckpt_path}: cannot write, disk full? The last stays'), open(ckpt_path + '.tmp', 'wb') as f:
-                torch.save(dict(
-                    kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(), iter=it,
-                    opt_D=opt_D.state_dict(), rng=torch.get_rng_state(), g_args=g_args, d_args=d_args, attrs=names,
-                    exclusive=exclusive, config=config, script=os.path.basename(__file__), source=source), f)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(ckpt_path + '.tmp', ckpt_path)
-        if done:
-            break
-        t_start += time.time() - t_aside  # rate and ETA are those of training
+    def log_line():
+        line = f'iter {it:6d}/{max_iters} |'
+        for name, values in losses.items():
+            line += f' {name} {torch.stack(values).mean():8.3g}'
+        losses.clear()
+        rate = (it - start_it) / (time.time() - start_time)
+        minutes = (max_iters - it) / rate / 60
+        log(f'{line} | {rate:.2f} it/s | eta {minutes:.0f} min')
+        if it == 10 and minutes > 1000 and device == 'cpu':
+            log('That is for a GPU. A CPU wants small images and nets, --n_critic=1 --lr=1e-3 '
+                '--lambda_rec=20 --max_iters=5000')
 
-        # 1. data: real images with their labels; the target labels are the same ones, dealt anew
-        i = rows[torch.randint(len(rows), (batch_size,))]
-        x_real, c_org = get_batch(train_x, train_y, i, image_size, device)
-        c_trg = c_org[torch.randperm(batch_size).to(device)]
-        for opt in (opt_G, opt_D):
-            lr_now = lr * min(1, 2 * (1 - it / max_iters))
-            opt.param_groups[0]['lr'] = opt.param_groups[0]['lr'].fill_(lr_now) if cuda_graph else lr_now
+    def save_samples():
+        """A grid like the teacher's. With L_att each image has two more rows, A_T and A_S."""
+        columns = [torch.stack([x_fixed] * (3 if lambda_att else 1), 1)]
+        for i in range(len(names)):
+            c_trg = set_attr(c_fixed, i, exclusive)
+            x_fake = G(x_fixed, c_trg)
+            images = [x_fake.detach()]
+            if lambda_att:
+                same_i = torch.full((len(x_fixed), 1), i, device=device)
+                for A in attention(x_fixed, x_fake, c_trg, teacher_c_fixed, same_i):
+                    images.append(overlay(x_fixed, A))
+            columns.append(torch.stack(images, 1))
+        grid = torch.stack(columns, 2).flatten(0, 2)  # (8, rows, columns, 3, H, W)
+        with or_exit(f'{out_dir}/samples: cannot write there, {saved}'):
+            save_image(grid / 2 + 0.5, f'{out_dir}/samples/{it:06d}.png', nrow=len(columns))
+        if it > max_iters / 10 and (columns[-1] - columns[-2])[:, 0].abs().mean() < 0.01:
+            log('warning: G ignores its label, as the last columns are alike: lower --lambda_rec')
 
-        # 2. discriminator and, once in n_critic iterations, 3. generator
-        d_step(x_real, c_org, c_trg)
-        if (it + 1) % n_critic == 0:
-            g_step(x_real, c_org, c_trg)
+    def save_checkpoint():
+        """Replaces ckpt.pt when the new one is complete: there is a good one at any time."""
+        global saved
+        for weights in [*G.parameters(), *D.parameters()]:
+            if not weights.isfinite().all():
+                sys.exit(f'iter {it}: weights are not finite, lower --lr; {saved}')
+        ckpt = {name: part.state_dict() for name, part in saved_parts.items()}
+        ckpt.update(
+            kind='stargan', attrs=names, exclusive=exclusive, g_args=g_args, d_args=d_args,
+            iter=it, rng=torch.get_rng_state(), config={k: globals()[k] for k in config_keys},
+            script=script, source=source)
+        with or_exit(f'{ckpt_path}: cannot be written; {saved}'):
+            with open(f'{ckpt_path}.tmp', 'wb') as file:
+                torch.save(ckpt, file)
+            os.replace(f'{ckpt_path}.tmp', ckpt_path)
+        saved = f'{ckpt_path} is of iteration {it}, --resume=True goes on from there'
+
+    start_it = it
+    start_time = time.time()
+    if it == 0:
+        save_samples()
+        save_checkpoint()
+    elif it >= max_iters:
+        log(f'{ckpt_path} is of iteration {it}: done. A larger --max_iters= goes on.')
+    while it < max_iters:
+        for group in opt_G.param_groups + opt_D.param_groups:
+            group['lr'] = lr * min(1, 2 * (1 - it / max_iters))
+
+        # 1. data: the target labels are the labels of the same images, shuffled
+        x_real, c_org, teacher_c_org = get_batch()
+        c_trg = c_org[torch.randperm(batch_size, device=device)]
+
+        # 2. discriminator
+        train_G = (it + 1) % n_critic == 0
+        with autocast(), torch.set_grad_enabled(train_G):
+            x_fake = G(x_real, c_trg)
+        d_step(x_real, c_org, x_fake.detach())
+
+        # 3. generator: it has not changed since, so it goes on from the same x_fake
+        if train_G:
+            g_step(x_real, c_org, x_fake, c_trg, teacher_c_org)
+
+        it += 1
+        done = it == max_iters
+        if it % log_interval == 0 or it == 10 or done:
+            log_line()
+        if it % sample_interval == 0 or done:
+            save_samples()
+        if it % ckpt_interval == 0 or done:
+            save_checkpoint()

@@ -1,23 +1,25 @@
 """
-Trains a teacher for attention distillation: StarGAN (Choi et al. 2018), one generator for many domains, with WGAN-GP.
-G translates a face x to the attributes c. D tells real from fake and reads the attributes back; translating forth and
-back must return the face. train_student.py is this script with the attention loss: `diff` shows the method.
+Trains a teacher for attention distillation: StarGAN (Choi et al. 2018) with WGAN-GP.
 
-    L_D = E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)                  eq. (4)
-    L_G = -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - G(x_fake, c_org)|_1    eq. (5) without L_att
+The generator G translates a face x to the attributes c. The discriminator D tells real faces from
+translated ones and reads their attributes. A face translated to c and back must be the same face.
+`diff train_teacher.py train_student.py` shows what attention distillation adds.
 
-    python data/toyfaces/prepare.py && python train_teacher.py --dataset=toyfaces --max_iters=20000    # no download
-    python data/celeba/prepare.py --src=... && python train_teacher.py                                 # the paper's run
-    python train_teacher.py --init_from=200000-G.ckpt,200000-D.ckpt --max_iters=0 --attrs=...    # convert StarGAN's
+    L_D = E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)              eq. (4)
+    L_G = -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - G(x_fake, c_org)|  eq. (5)
 
-Writes out_dir/ckpt.pt, log.txt, samples/ and a copy of this script.
+$ python data/toyfaces/prepare.py && python train_teacher.py --dataset=toyfaces  # drawn faces
+$ python data/celeba/prepare.py --src=... && python train_teacher.py             # the paper's run
 """
 
 import contextlib
 import difflib
 import json
-import logging
 import os
+import pickle
+import shlex
+import shutil
+import signal
 import sys
 import time
 
@@ -29,360 +31,471 @@ from torchvision.utils import save_image
 
 # -----------------------------------------------------------------------------
 # I/O
-out_dir = 'out/teacher'  # everything a run writes; a folder that already holds a ckpt.pt needs --resume=True
-log_interval = 100  # iterations between log lines; reading the losses waits for the GPU, so not at every iteration
-sample_interval = 5000  # iterations between grids of the first eight test images
-ckpt_interval = 5000  # iterations between checkpoints; what a crash can cost you
-resume = False  # go on from out_dir/ckpt.pt if there is one
-init_from = ''  # weights to start from: a ckpt.pt of these sizes, whatever its attributes, or StarGAN's G.ckpt,D.ckpt
+out_dir = 'out/teacher'  # gets ckpt.pt, log.txt, samples/ and a copy of this script
+log_interval = 100  # iterations between two lines of the log
+sample_interval = 5000  # iterations between two grids of sample images
+ckpt_interval = 5000  # iterations between two checkpoints
+resume = False  # go on from out_dir/ckpt.pt, if there is one
+init_from = ''  # start from the weights of a ckpt.pt, or of StarGAN's own files, G.ckpt,D.ckpt
 # data
 dataset = 'celeba'  # a folder under data/, or the path of any folder that a prepare.py wrote
-image_size = 0  # pixels; 0: as the data is; smaller by a whole factor: averaged down on the fly
-attrs = 'Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup'  # Table 1; 'all': every one there is
-# nets: T is 64/6 (8.4M parameters), S 32/3 (1.2M), S-Lite 16/1 (0.16M)
-conv_dim = 64  # channels of G's first layer; the residual blocks have 4x as many
+image_size = 0  # pixels; 0: the size of the data; a smaller size must divide it
+attrs = 'Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup'  # or 'all'
+# nets: the paper's T is 64/6 (8.4M parameters), S is 32/3 (1.2M), S-Lite is 16/1 (0.16M)
+conv_dim = 64  # channels of G's first layer; the residual blocks have 4 times as many
 n_blocks = 6  # residual blocks of G
-d_conv_dim = 64  # channels of D's first layer; doubles in each one that follows
-d_n_layers = 6  # stride-2 layers of D: the image size must be a multiple of 2^d_n_layers; fewer see smaller patches
-# losses, eq. (4) and (5)
-lambda_cls = 1.0  # attributes: higher changes faces more, until they only please D
-lambda_rec = 10.0  # cycle reconstruction: higher keeps faces more, up to ignoring c altogether; short runs want 20
+d_conv_dim = 64  # channels of D's first layer; each further layer has twice as many
+d_n_layers = 6  # layers of D; each halves the image, so 2^d_n_layers must divide image_size
+# weights of the losses, eq. (4) and (5)
+lambda_cls = 1.0  # classification: higher changes a face more
+lambda_rec = 10.0  # reconstruction: higher changes a face less; short runs want 20
 lambda_gp = 10.0  # gradient penalty
-n_critic = 5  # D steps for each G step; 1 makes the most of a short run, 5 is WGAN-GP's advice for a long one
-# optimiser: Adam (0.5, 0.999)
-max_iters = 200000  # D steps; 0: write the nets as they start, and stop
+n_critic = 5  # steps of D for each step of G; short runs want 1
+# optimiser: Adam with betas (0.5, 0.999)
+max_iters = 200000  # iterations, each with a step of D; 0 writes the nets as they start
 batch_size = 16  # images
-lr = 1e-4  # constant for the first half of the run, then linear to 0; short runs want up to 1e-3
+lr = 1e-4  # constant for half of the run, then falls linearly to 0; short runs want up to 1e-3
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
-dtype = 'float32'  # 'bfloat16' runs the nets under autocast, but not where gradients are part of a loss
-cuda_graph = False  # each step as one CUDA graph, one launch; never run on a GPU yet: first `pytest tests/test_gpu.py`
-seed = 0  # on a CPU the same command with the same seed gives the same checkpoint
+dtype = 'float32'  # or 'bfloat16', which runs the nets under autocast; most CPUs are slower by it
+seed = 0  # on a CPU the same command with the same seed gives the same weights
 # -----------------------------------------------------------------------------
-config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
-cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
-for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overrides the block above
-    if arg in ('-h', '--help'):
-        print(__doc__ + open(__file__).read().split('# ' + '-' * 77)[1])
+# On the command line --key=value overrides a global of this block, and keeps its type.
+config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, str))]
+options = sys.argv[1:] if __name__ == '__main__' else []
+for option in options:
+    if option in ('-h', '--help'):
+        print(__doc__ or '', open(__file__, encoding='utf-8').read().split('# ' + '-' * 77)[1])
         sys.exit()
-    key, eq, val = arg.removeprefix('--').partition('=')
-    if not arg.startswith('--') or not eq or key not in config_keys:
-        close = difflib.get_close_matches(key, config_keys) or config_keys
-        sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
+    key, equals, value = option.removeprefix('--').partition('=')
+    if not option.startswith('--') or key not in config_keys:
+        similar = difflib.get_close_matches(key, config_keys) or config_keys
+        sys.exit(f"{option}: not a --key=value of this script. Similar: {', '.join(similar)}")
+    default = globals()[key]
+    if not equals:
+        sys.exit(f'{option}: wants a value, say --{key}={True if default is False else default}')
     try:
-        val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
-        globals()[key] = val
-    except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
+        if isinstance(default, bool):
+            value = {'True': True, 'False': False}[value]
+        elif isinstance(default, str):
+            # The shell leaves the ~ of --key=~/folder as it is.
+            value = ','.join(os.path.expanduser(part) for part in value.split(','))
+        else:
+            value = type(default)(value)
+    except (KeyError, ValueError):
+        wanted = 'True or False' if isinstance(default, bool) else f'a number like {default}'
+        sys.exit(f'{option}: wants {wanted}')
+    # Numbers are finite and at least 0; those that count something, at least 1.
+    may_be_0 = default == 0 or key in ('max_iters', 'pool_size', 'max_bad', 'seed')
+    lowest = 1 if type(default) is int and not may_be_0 else 0
+    if not isinstance(value, str) and not lowest <= value < float('inf'):
+        sys.exit(f'{option}: wants a finite number, at least {lowest}')
+    globals()[key] = value
 # -----------------------------------------------------------------------------
+HERE = os.path.dirname(os.path.abspath(__file__))
 
+
+# Between the next line and '# data' stand the nets. A checkpoint keeps this text, to be compared.
 # nets
 class ResidualBlock(nn.Module):
-    """x + IN(conv(ReLU(IN(conv(x))))), the channels kept: (B, dim, h, w) -> the same."""
+    """(B, dim, h, w) -> the same shape. No biases: the instance norms would remove them."""
 
     def __init__(self, dim):
         super().__init__()
-        self.main = nn.Sequential(  # no biases: the instance norms would remove them
-            nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.InstanceNorm2d(dim, affine=True), nn.ReLU(),
-            nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.InstanceNorm2d(dim, affine=True))
+        self.main = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, 1, 1, bias=False),
+            nn.InstanceNorm2d(dim, affine=True),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, 1, 1, bias=False),
+            nn.InstanceNorm2d(dim, affine=True))
 
     def forward(self, x):
         return x + self.main(x)
 
 
 class Generator(nn.Module):
-    """G(x, c): images x (B, 3, H, W) in [-1, 1], 4 divides H and W; labels c (B, c_dim) in {0, 1} -> images like x."""
+    """Images x (B, 3, H, W) in [-1, 1], labels c (B, c_dim) in {0, 1} -> images. 4 divides H, W."""
 
-    def __init__(self, conv_dim=64, c_dim=7, n_blocks=6):
+    def __init__(self, conv_dim, c_dim, n_blocks):
         super().__init__()
         d = conv_dim
+        # Only zero padding works. The labels enter as constant planes, which an instance norm
+        # removes except where they meet other values: at the border, if the padding is zeros.
         self.down = nn.Sequential(
-            # Zero padding on purpose: instance norm removes constant planes, and the labels are constant planes. Only
-            # at the border, where zeros mix in, do they survive the first norm; with reflection padding nowhere.
-            nn.Conv2d(3 + c_dim, d, 7, padding=3, bias=False), nn.InstanceNorm2d(d, affine=True), nn.ReLU(),  # H
-            nn.Conv2d(d, 2 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(2 * d, affine=True), nn.ReLU(),  # H/2
-            nn.Conv2d(2 * d, 4 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(4 * d, affine=True), nn.ReLU())  # H/4
-        self.res = nn.Sequential(*[ResidualBlock(4 * d) for _ in range(n_blocks)])  # (B, 4d, H/4, W/4)
+            nn.Conv2d(3 + c_dim, d, 7, 1, 3, bias=False),  # (B, d, H, W)
+            nn.InstanceNorm2d(d, affine=True),
+            nn.ReLU(),
+            nn.Conv2d(d, 2 * d, 4, 2, 1, bias=False),  # (B, 2d, H/2, W/2)
+            nn.InstanceNorm2d(2 * d, affine=True),
+            nn.ReLU(),
+            nn.Conv2d(2 * d, 4 * d, 4, 2, 1, bias=False),  # (B, 4d, H/4, W/4)
+            nn.InstanceNorm2d(4 * d, affine=True),
+            nn.ReLU())
+        self.res = nn.Sequential(*[ResidualBlock(4 * d) for _ in range(n_blocks)])
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(4 * d, 2 * d, 4, 2, 1, bias=False), nn.InstanceNorm2d(2 * d, affine=True), nn.ReLU(),
-            nn.ConvTranspose2d(2 * d, d, 4, 2, 1, bias=False), nn.InstanceNorm2d(d, affine=True), nn.ReLU())  # H
-        self.out = nn.Sequential(nn.Conv2d(d, 3, 7, padding=3, bias=False), nn.Tanh())
+            nn.ConvTranspose2d(4 * d, 2 * d, 4, 2, 1, bias=False),  # (B, 2d, H/2, W/2)
+            nn.InstanceNorm2d(2 * d, affine=True),
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * d, d, 4, 2, 1, bias=False),  # (B, d, H, W)
+            nn.InstanceNorm2d(d, affine=True),
+            nn.ReLU())
+        self.out = nn.Sequential(nn.Conv2d(d, 3, 7, 1, 3, bias=False), nn.Tanh())
 
     def forward(self, x, c):
-        c = c[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B, c_dim) -> (B, c_dim, H, W)
-        return self.out(self.up(self.res(self.down(torch.cat([x, c.to(x.dtype)], 1)))))
+        planes = c[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (B, c_dim, H, W)
+        h = self.down(torch.cat([x, planes], 1))
+        return self.out(self.up(self.res(h)))
 
 
 class Discriminator(nn.Module):
-    """D(x): image (B, 3, S, S) -> out_src (B, 1, s, s), real or fake, s = S / 2^n_layers; logits out_cls (B, c_dim)."""
+    """Images (B, 3, S, S) -> out_src (B, 1, s, s), high where real; out_cls (B, c_dim), logits."""
 
-    def __init__(self, image_size=128, conv_dim=64, c_dim=7, n_layers=6):
+    def __init__(self, image_size, conv_dim, c_dim, n_layers):
         super().__init__()
-        dims = [3] + [conv_dim * 2 ** i for i in range(n_layers)]
-        self.down = nn.ModuleList([nn.Conv2d(d_in, d_out, 4, 2, 1) for d_in, d_out in zip(dims, dims[1:])])
-        self.src = nn.Conv2d(dims[-1], 1, 3, padding=1, bias=False)
-        self.cls = nn.Conv2d(dims[-1], c_dim, image_size // 2 ** n_layers, bias=False)  # sees everything at once
+        self.down = nn.ModuleList()
+        channels = 3
+        for i in range(n_layers):
+            self.down.append(nn.Conv2d(channels, conv_dim * 2 ** i, 4, 2, 1))
+            channels = conv_dim * 2 ** i
+        self.src = nn.Conv2d(channels, 1, 3, 1, 1, bias=False)
+        self.cls = nn.Conv2d(channels, c_dim, image_size // 2 ** n_layers, bias=False)
 
     def forward(self, x):
         for conv in self.down:
             x = conv(x)
-            x = torch.where(x > 0, x, 0.01 * x)  # F.leaky_relu, but no second derivative of zeros through all of D
+            # A leaky ReLU without a second derivative: that of F.leaky_relu is 0, but takes time.
+            x = torch.where(x > 0, x, 0.01 * x)
         return self.src(x), self.cls(x).flatten(1)
 
 
 # data
 def find_data(dataset):
-    """A name under data/ or a path -> (folder, its meta.json as a dict). Exits with one line where there is none."""
-    for folder in (os.path.join(os.path.dirname(__file__), 'data', dataset), dataset):
-        if os.path.exists(path := os.path.join(folder, 'meta.json')):
-            return folder, json.load(open(path))
-    sys.exit(f'--dataset={dataset}: no arrays there (no meta.json): a prepare.py under data/ makes them')
+    """The name of a folder under data/, or any path -> the folder, and its meta.json as a dict."""
+    folder = f'{HERE}/data/{dataset}'
+    if not os.path.exists(f'{folder}/meta.json'):
+        folder = dataset
+    with or_exit(f'--dataset={dataset}: no data there; a prepare.py under data/ makes it'):
+        with open(f'{folder}/meta.json', encoding='utf-8') as file:
+            meta = json.load(file)
+        check_fields(meta, label=str, image_size=int)
+    return folder, meta
 
 
 def load_split(folder, meta, split, names):
-    """-> x (N, H, W, 3) uint8 tensor, memory-mapped from disk, and y (N, len(names)) float32 labels in {0, 1}."""
+    """-> images x (N, H, W, 3) uint8, left on the disk until used, and labels y (N, len(names))."""
     known = meta.get('attrs', ['none, but two domains, for train_uag.py'])
     if not names or len(set(names)) < len(names) or not set(names) <= set(known):
-        sys.exit(f"--attrs={','.join(names or [])}: wants names, each once, of {folder}: {', '.join(known)}")
+        sys.exit(f"--attrs={','.join(names)}: wants some of {folder}, each once: {', '.join(known)}")
     with or_exit(f'{folder}: damaged, prepare the data again'):
-        x = torch.from_numpy(np.load(os.path.join(folder, f'{split}_x.npy'), mmap_mode='c'))  # of 'r' torch warns
-        y = np.load(os.path.join(folder, f'{split}_y.npy'))[:, [known.index(name) for name in names]]
-        assert x.dtype == torch.uint8 and x.shape == (len(y), *[meta['image_size']] * 2, 3), f'{split}_x.npy {x.shape}'
-    return x, torch.from_numpy(y).float()
+        # Copy on write, 'c', because torch warns of arrays that are read-only.
+        x = np.load(f'{folder}/{split}_x.npy', mmap_mode='c')
+        y = np.load(f'{folder}/{split}_y.npy')
+        y = y[:, [known.index(name) for name in names]]
+        if x.dtype != 'uint8' or x.shape[:2] != (len(y), meta['image_size']):
+            raise ValueError(f'{split}_x.npy is {x.dtype} {x.shape}, for {len(y)} labels')
+    return torch.from_numpy(x), torch.from_numpy(y).float()
 
 
 def to_float(x, size):
-    """(B, H, W, 3) uint8 -> (B, 3, size, size) float32 in [-1, 1], averaged down by H // size."""
-    x = x.permute(0, 3, 1, 2).contiguous().float()  # laid out anew: D's convolutions are slower on an (H, W, 3)
+    """(B, H, W, 3) uint8 -> (B, 3, size, size) float in [-1, 1]; a smaller size is averaged."""
+    # Convolutions are slower on images whose channels lie last in memory, hence contiguous().
+    x = x.permute(0, 3, 1, 2).contiguous().float()
     return F.avg_pool2d(x, x.shape[2] // size) / 127.5 - 1
 
 
-def get_batch(x, y, i, size, device):
-    """Rows i of the data: images (B, 3, size, size) in [-1, 1], flipped with probability 1/2, and labels (B, c_dim)."""
-    flip = (torch.rand(len(i), 1, 1, 1) < 0.5).to(device)
-    x, y = to_float(x[i.to(x.device)].to(device), size), y[i].to(device)
-    return torch.where(flip, x.flip(3), x), y
-
-
 def set_attr(c_org, i, exclusive):
-    """Labels (B, c_dim) with attribute i on and the others of its exclusive groups (lists of columns) off."""
+    """Labels (B, c_dim) with attribute i on, and others of an exclusive group with it off."""
     c = c_org.clone()
-    c[:, sum((group for group in exclusive if i in group), [])] = 0
+    for group in exclusive:
+        if i in group:
+            c[:, group] = 0
     c[:, i] = 1
     return c
 
 
 # losses
 def gradient_penalty(D, x_real, x_fake, alpha):
-    """WGAN-GP: E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake; alpha: (B, 1, 1, 1)."""
+    """E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake, alpha (B, 1, 1, 1).
+
+    The norm is .norm(), whose gradient at 0 is 0. The square root of a sum would have NaN.
+    """
     x_hat = (alpha * x_real + (1 - alpha) * x_fake).detach().requires_grad_()
-    grad, = torch.autograd.grad(D(x_hat)[0].sum(), x_hat, create_graph=True)
-    return ((grad.flatten(1).norm(dim=1) - 1) ** 2).mean()  # .norm(): sqrt(sum g^2) has a NaN gradient at g = 0
+    out_src, _ = D(x_hat)
+    grad, = torch.autograd.grad(out_src.sum(), x_hat, create_graph=True)
+    return ((grad.flatten(1).norm(dim=1) - 1) ** 2).mean()
 
 
 def cls_loss(out_cls, c, multi_label):
-    """L_cls of logits and labels c, both (B, c_dim): binary cross entropy summed over attributes, or softmax's."""
+    """Cross entropy of logits and labels (B, c_dim), for each attribute or over the classes."""
     if multi_label:
         return F.binary_cross_entropy_with_logits(out_cls, c, reduction='sum') / len(c)
-    return F.cross_entropy(out_cls, c)  # c is one-hot, that is, the probabilities
+    return F.cross_entropy(out_cls, c)
 
 
-# speed, files
-class Graphed:
-    """step(*tensors), from its third call on, as one CUDA graph. The next call overwrites what this one returned; what
-    else is read is read where it lay when captured, and numbers stay. The current stream must not be the default."""
-
-    def __init__(self, step):
-        self.step, self.calls = step, 0
-
-    def __call__(self, *tensors):
-        self.calls += 1
-        if self.calls < 3:  # warm up: what the first calls set up must not be captured
-            return self.step(*tensors)
-        if self.calls == 3:
-            self.graph, self.inputs = torch.cuda.CUDAGraph(), [t.clone() for t in tensors]
-            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):  # notes launches, runs nothing
-                self.out = self.step(*self.inputs)
-        for mine, t in zip(self.inputs, tensors):
-            mine.copy_(t)
-        self.graph.replay()
-        return self.out
-
-
+# files
 @contextlib.contextmanager
-def or_exit(text):
-    """What goes wrong inside ends the script with one line: text, and the first sentence of the error's own."""
+def or_exit(message):
+    """Ends the script with one line if a file is missing or wrong. Other errors keep a traceback."""
     try:
         yield
-    except Exception as e:
-        sys.exit(f"{text}: {' '.join(str(e).split()).split('. ')[0][:200]} ({type(e).__name__})")
+    except (OSError, EOFError, LookupError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        first_sentence = ' '.join(str(error).split()).split('. ')[0]
+        sys.exit(f'{message} ({type(error).__name__}: {first_sentence[:200]})')
 
 
-def load_ckpt(path, *kinds):
-    """What torch.save wrote, on the CPU; given kinds, a checkpoint of these. Never runs code that is in the file."""
-    with or_exit(f'{path}: no checkpoint, or damaged, or with code in it'):
-        ckpt = torch.load(path, map_location='cpu', weights_only=True)
-        assert not kinds or ckpt['kind'] in kinds, f"is of kind {ckpt['kind']}, wanted {' or '.join(kinds)}"
-        return ckpt
+def check_fields(fields, **kinds):
+    """Raises ValueError unless `fields`, read from a file, is a dict with values of these kinds."""
+    for name, kind in kinds.items():
+        if not isinstance(fields, dict) or not isinstance(fields.get(name), kind):
+            raise ValueError(f'{name} is missing, or no {kind.__name__}')
 
 
-def warm_start(G, D, init, names):
-    """Copies weights into G and D, which work on attributes `names`, from a ckpt.pt or StarGAN's 'N-G.ckpt,N-D.ckpt'.
+def nets_section(source):
+    """The part of a script's text that has its nets."""
+    return source.partition('\n# nets\n')[2].partition('\n# data\n')[0]
 
-    An attribute's own weights, its plane in G's first convolution and its row in D's class head, go by name; the rows
-    stay new if for another image size. StarGAN's files differ in names, and in running statistics that it never uses.
+
+def start_from(path, net, key, names):
+    """Gives G or D, by its key, the weights of a ckpt.pt or of one of StarGAN's own files.
+
+    Weights of another shape stay new, and so do those that belong to attributes, if they are others.
+    StarGAN's files are taken to be of the attributes `names`, in this order.
     """
-    files = [load_ckpt(path) for path in init.split(',')]
-    with or_exit(f'--init_from={init}: not nets of these sizes and attributes'):
-        ckpt = files[0] if len(files) == 1 else dict(zip('GD', files), attrs=names)
-        shared = [(names.index(name), i) for i, name in enumerate(ckpt['attrs']) if name in names]
-        for net, k, key, dim, first in ((G, 'G', 'down.0.weight', 1, 3), (D, 'D', 'cls.weight', 0, 0)):  # 3: RGB
-            old = [w for name, w in ckpt[k].items() if 'running_' not in name and 'num_batches' not in name]
-            old = dict(zip(net.state_dict(), old, strict=True))
-            new, own = net.state_dict()[key].transpose(0, dim), old[key].transpose(0, dim)
-            assert len(own) == first + len(ckpt['attrs']), f"{key} is of {len(own) - first} attributes"
-            pairs = [(k, k) for k in range(first)] + [(first + to, first + of) for to, of in shared]
-            for to, of in pairs if new.shape[1:] == own.shape[1:] else []:
-                new[to] = own[of]
-            net.load_state_dict(old | {key: new.transpose(0, dim)})
-    logging.info(f'started from {init}: {len(shared)} of {len(names)} attributes known there')
+    own = net.state_dict()
+    with or_exit(f'--init_from={init_from}: wants a ckpt.pt, or G.ckpt,D.ckpt, of these sizes'):
+        file = torch.load(path, map_location='cpu', weights_only=True)
+        # StarGAN's have the same order, but other names, and statistics that are not used.
+        weights = [w for name, w in file.get(key, file).items() if name.endswith(('weight', 'bias'))]
+        weights = dict(zip(own, weights, strict=True))
+        fitting = {name: w for name, w in weights.items() if w.shape == own[name].shape}
+        if file.get('attrs', names) != names:
+            fitting.pop('down.0.weight' if key == 'G' else 'cls.weight', None)
+        net.load_state_dict(own | fitting)
+    return f'{key}: {len(fitting)} of {len(own)} tensors come from {path}, the others are new'
 
 
 if __name__ == '__main__':
+    saved = 'nothing is saved yet'
+    signal.signal(signal.SIGINT, lambda signum, frame: sys.exit(f'stopped: {saved}'))
+    # A name that the terminal cannot show must not end a run.
+    sys.stdout.reconfigure(errors='backslashreplace')
+    if dtype not in ('float32', 'bfloat16'):
+        sys.exit(f'--dtype={dtype}: wants float32 or bfloat16')
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    with or_exit(f'--device={device}: no such device here'):
+        torch.zeros(1, device=device)
+
     # data
     data_dir, meta = find_data(dataset)
-    names, multi_label = meta.get('attrs') if attrs == 'all' else attrs.split(','), meta['label'] == 'multi'
-    (train_x, train_y), (test_x, test_y) = (load_split(data_dir, meta, split, names) for split in ('train', 'test'))
-    # single-label: where only some classes are asked for, images of the others are left out
-    rows = torch.arange(len(train_x)) if multi_label else train_y.sum(1).nonzero().flatten()
-    exclusive = [[names.index(name) for name in group if name in names] for group in meta['exclusive']]
+    names = meta.get('attrs', []) if attrs == 'all' else attrs.split(',')
+    multi_label = meta['label'] == 'multi'
+    train_x, train_y = load_split(data_dir, meta, 'train', names)
+    test_x, test_y = load_split(data_dir, meta, 'test', names)
     image_size = image_size or meta['image_size']
-    if meta['image_size'] % image_size or image_size % max(4, 2 ** d_n_layers):
-        sys.exit(f"--image_size={image_size}: wants a multiple of 4 and 2^d_n_layers that divides {meta['image_size']}")
+    if meta['image_size'] % image_size or image_size % 4:
+        sys.exit(f"--image_size={image_size}: wants a multiple of 4 that divides {meta['image_size']}")
+    if image_size % 2 ** d_n_layers:
+        most = max(n for n in range(12) if image_size % 2 ** n == 0)
+        sys.exit(f'{image_size} is no multiple of 2^{d_n_layers}: --d_n_layers={most} or less')
+    # Images are kept on the GPU if they take less than half of its free memory.
+    if 'cuda' in device:
+        torch.backends.cudnn.benchmark = True
+        if train_x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            train_x = train_x.to(device)
+    train_y = train_y.to(device)
+    # The rows to train on. Where an image has one class only, it may be none of those in attrs.
+    rows = torch.arange(len(train_x), device=device)
+    if not multi_label:
+        rows = train_y.sum(1).nonzero().flatten()
+        if len(names) < 2 or len(rows) == 0:
+            sys.exit(f'--attrs={attrs}: wants two classes or more, and images of them')
+    # Groups of attributes that exclude each other, such as hair colours, as lists of columns of y.
+    exclusive = []
+    for group in meta.get('exclusive', []):
+        exclusive.append([names.index(name) for name in group if name in names])
 
     # nets and optimisers
-    dtype in ('float32', 'bfloat16') or sys.exit(f'--dtype={dtype}: float32 or bfloat16')
-    device = device or ('cuda' if cuda_graph or torch.cuda.is_available() else 'cpu')
-    with or_exit(f'--device={device}'):
-        device = str(torch.zeros(1, device=device).device)
-    if cuda := device.startswith('cuda'):
-        torch.cuda.set_device(device)
-        torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured
-        torch.backends.cudnn.benchmark = True  # sizes stay the same: cuDNN may try its algorithms and take the fastest
-        train_x = train_x.to(device if train_x.nbytes < torch.cuda.mem_get_info()[0] / 2 else 'cpu')
     torch.manual_seed(seed)
-    autocast = torch.autocast(device.split(':')[0], torch.bfloat16, enabled=dtype == 'bfloat16')
     g_args = dict(conv_dim=conv_dim, c_dim=len(names), n_blocks=n_blocks)
     d_args = dict(image_size=image_size, conv_dim=d_conv_dim, c_dim=len(names), n_layers=d_n_layers)
-    G, D = Generator(**g_args).to(device), Discriminator(**d_args).to(device)
-    opt_G, opt_D = (torch.optim.Adam(net.parameters(), torch.tensor(lr, device=device) if cuda_graph else lr,
-                                     (0.5, 0.999), fused=True, capturable=cuda_graph) for net in (G, D))
+    G = Generator(**g_args).to(device)
+    D = Discriminator(**d_args).to(device)
+    opt_G = torch.optim.Adam(G.parameters(), lr, betas=(0.5, 0.999), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), lr, betas=(0.5, 0.999), fused=True)
+    saved_parts = dict(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
 
-    # a new run, or one to go on with
-    ckpt_path, it, config = os.path.join(out_dir, 'ckpt.pt'), 0, {k: globals()[k] for k in config_keys}
-    resume or not os.path.exists(ckpt_path) or sys.exit(f'{ckpt_path} exists: --resume=True, or another --out_dir=')
+    def log(text):
+        """Prints a line, and adds it to log.txt."""
+        print(text, flush=True)
+        log_path = f'{out_dir}/log.txt'
+        with or_exit(f'{log_path}: cannot be written; {saved}'):
+            with open(log_path, 'a', encoding='utf-8', errors='backslashreplace') as file:
+                file.write(f'{text}\n')
+
+    # start anew, or go on where an earlier run has stopped
+    it = 0
+    script = os.path.basename(__file__)
+    source = open(__file__, encoding='utf-8').read()
+    ckpt_path = f'{out_dir}/ckpt.pt'
+    if os.path.exists(ckpt_path) and not resume:
+        sys.exit(f'{ckpt_path} exists: go on with --resume=True, or choose another --out_dir=')
     with or_exit(f'--out_dir={out_dir}: cannot write there'):
-        os.makedirs(os.path.join(out_dir, 'samples'), exist_ok=True)
-        files = [logging.StreamHandler(sys.stdout), logging.FileHandler(os.path.join(out_dir, 'log.txt'))]
-        logging.basicConfig(level=logging.INFO, format='%(message)s', handlers=files)
+        os.makedirs(f'{out_dir}/samples', exist_ok=True)
+    log(f'$ python {shlex.join(sys.argv)}')
     if os.path.exists(ckpt_path):
-        ckpt = load_ckpt(ckpt_path, 'stargan')
-        with or_exit(f'{ckpt_path}: cannot go on with it'):
-            assert ckpt['attrs'] == names and ckpt['script'] == os.path.basename(__file__), 'other attributes or script'
-            for net, opt, k in ((G, opt_G, 'G'), (D, opt_D, 'D')):
-                net.load_state_dict(ckpt[k])
-                opt.load_state_dict(opt.state_dict() | {'state': ckpt['opt_' + k]['state']})  # the rest is by flags
-            torch.set_rng_state(ckpt['rng'])
-            torch.cuda.manual_seed(seed + ckpt['iter'])  # not the same numbers again; nothing without a GPU
+        with or_exit(f'{ckpt_path}: cannot go on from it with these options'):
+            ckpt = torch.load(ckpt_path, map_location='cpu', weights_only=True)
+            check_fields(ckpt, iter=int, config=dict, source=str, rng=torch.Tensor)
+            if ckpt['script'] != script or ckpt['attrs'] != names:
+                raise ValueError('it is of another script, or of other attributes')
+            for name, part in saved_parts.items():
+                check_fields(ckpt, **{name: dict})
+                part.load_state_dict(ckpt[name])
             it = ckpt['iter']
-    elif init_from:
-        warm_start(G, D, init_from, names)
-    (source := open(__file__).read()) and open(os.path.join(out_dir, os.path.basename(__file__)), 'w').write(source)
-    if dtype == 'bfloat16' and not cuda and 'bf16' not in open('/proc/cpuinfo').read():
-        logging.info('warning: this CPU has no bfloat16, and slowly does as if: --dtype=float32 is faster')
-    logging.info(f'G {sum(map(torch.numel, G.parameters())):,}, D {sum(map(torch.numel, D.parameters())):,} parameters '
-                 f"on {device}; {len(rows):,} images of {data_dir}, {image_size} px; columns: input, {','.join(names)}")
-    x_fixed, c_fixed = to_float(test_x[:8], image_size).to(device), test_y[:8].to(device)  # the grids' rows
-    d_sum, g_sum = torch.zeros(4, device=device), torch.zeros(3, device=device)  # of losses, for their means in the log
+            # A CPU goes on with the random numbers of an uninterrupted run, a GPU with others.
+            torch.manual_seed(seed + it)
+            torch.set_rng_state(ckpt['rng'])
+        saved = f'{ckpt_path} is of iteration {it}, --resume=True goes on from there'
+        if nets_section(ckpt['source']) != nets_section(source):
+            log(f'warning: the nets of {script} have changed since {ckpt_path} was written')
+        for key in config_keys:
+            before = ckpt['config'].get(key)
+            changes_nothing = key in ('out_dir', 'resume', 'max_iters', 'device', 'init_from')
+            if before != globals()[key] and not changes_nothing and not key.endswith('_interval'):
+                log(f'warning: --{key} was {before}, and is {globals()[key]} from here on')
+    with or_exit(f'--out_dir={out_dir}: cannot write there'):
+        shutil.copy(__file__, out_dir)
+    if init_from and it == 0:
+        log(start_from(init_from.split(',')[0], G, 'G', names))
+        log(start_from(init_from.split(',')[-1], D, 'D', names))
+    log(f'G has {sum(p.numel() for p in G.parameters()):,} parameters, on {device}')
+    log(f"{len(rows):,} images of {data_dir}; samples have the columns: input, {','.join(names)}")
 
-    def d_step(x_real, c_org, c_trg):
-        """A step of D on eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)."""
-        with autocast:
-            with torch.no_grad():
-                x_fake = G(x_real, c_trg)
-            out_src, out_cls = D(torch.cat([x_real, x_fake]))  # no norm in D: images do not mix
-        d_loss_real, d_loss_fake = -out_src[:batch_size].float().mean(), out_src[batch_size:].float().mean()
+    x_fixed = to_float(test_x[:8], image_size).to(device)
+    c_fixed = test_y[:8].to(device)
+    # name -> values since the last line of the log, as tensors: to read a number waits for the GPU
+    losses = {}
+
+    def remember(**new_losses):
+        for name, loss in new_losses.items():
+            losses.setdefault(name, []).append(loss.detach())
+
+    def autocast():
+        device_type = torch.device(device).type
+        return torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
+
+    def get_batch():
+        """Real images (B, 3, S, S), half of them flipped, and their labels (B, c_dim)."""
+        i = rows[torch.randint(len(rows), (batch_size,), device=device)]
+        x = to_float(train_x[i.to(train_x.device)].to(device), image_size)
+        flip = torch.rand(batch_size, 1, 1, 1, device=device) < 0.5
+        return torch.where(flip, x.flip(3), x), train_y[i]
+
+    def d_step(x_real, c_org, x_fake):
+        """eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)"""
+        D.requires_grad_(True)
+        with autocast():
+            # One pass for both: D has no norm layers, so images do not mix.
+            out_src, out_cls = D(torch.cat([x_real, x_fake]))
+        d_loss_real = -out_src[:batch_size].float().mean()
+        d_loss_fake = out_src[batch_size:].float().mean()
         d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
-        # without autocast: bfloat16 would change the penalty's norm by 0.3 %
-        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), torch.rand(batch_size, 1, 1, 1, device=device))
+        # Without autocast: bfloat16 would change the norm of the gradient by 0.3 %.
+        alpha = torch.rand(batch_size, 1, 1, 1, device=device)
+        d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), alpha)
         d_loss = d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp
         opt_D.zero_grad()
         d_loss.backward()
         opt_D.step()
-        d_sum.add_(torch.stack([d_loss_real, d_loss_fake, d_loss_cls, d_loss_gp]).detach())
+        remember(D_real=d_loss_real, D_fake=d_loss_fake, D_cls=d_loss_cls, D_gp=d_loss_gp)
 
-    def g_step(x_real, c_org, c_trg):
-        """A step of G on eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - x_rec|_1."""
-        D.requires_grad_(False)  # the gradient passes through D to G; D's own would go unused
-        with autocast:
-            x_fake = G(x_real, c_trg)
+    def g_step(x_real, c_org, x_fake, c_trg):
+        """eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - x_rec|_1"""
+        # D only passes the gradient on to G. That of its own weights is not computed.
+        D.requires_grad_(False)
+        with autocast():
             out_src, out_cls = D(x_fake)
             x_rec = G(x_fake, c_org)
-        g_loss_fake, g_loss_rec = -out_src.float().mean(), (x_real - x_rec).abs().mean()
+        g_loss_fake = -out_src.float().mean()
+        g_loss_rec = (x_real - x_rec).abs().mean()
         g_loss_cls = cls_loss(out_cls.float(), c_trg, multi_label)
         g_loss = g_loss_fake + lambda_rec * g_loss_rec + lambda_cls * g_loss_cls
         opt_G.zero_grad()
         g_loss.backward()
         opt_G.step()
-        D.requires_grad_(True)
-        g_sum.add_(torch.stack([g_loss_fake, g_loss_rec, g_loss_cls]).detach())
+        remember(G_fake=g_loss_fake, G_rec=g_loss_rec, G_cls=g_loss_cls)
 
-    if cuda_graph:
-        d_step, g_step = Graphed(d_step), Graphed(g_step)
-    start, last_log, t_start = it, it, time.time()
-    for it in range(start, max_iters + 1):
-        # log line, samples, checkpoint, after `it` iterations
-        t_aside, done = time.time(), it == max_iters
-        if it > last_log and (it % log_interval == 0 or it % ckpt_interval == 0 or done):
-            if not all(p.isfinite().all() for net in (G, D) for p in net.parameters()):  # a bad loss makes them so
-                sys.exit(f'iter {it}: weights are not finite: lower --lr; {ckpt_path}, if any, is the last good state')
-            means = [*d_sum / (it - last_log), *g_sum / (it // n_critic - last_log // n_critic)]
-            rate = (it - start) / (t_aside - t_start)
-            logging.info('iter %6d/%d | D real %8.3g fake %8.3g cls %8.3g gp %8.3g | G fake %8.3g rec %8.3g cls %8.3g '
-                         '| %.2f it/s | eta %.0f min', it, max_iters, *means, rate, (max_iters - it) / rate / 60)
-            last_log = it
-            d_sum.zero_(), g_sum.zero_()
-        if it % sample_interval == 0 or done:  # row = image, columns = input and each attribute switched on
-            with torch.no_grad(), autocast:
-                columns = [x_fixed, *(G(x_fixed, set_attr(c_fixed, i, exclusive)).float() for i in range(len(names)))]
-            grid = torch.stack(columns, 1).flatten(0, 1) / 2 + 0.5
-            with or_exit(f'{out_dir}: cannot write there, disk full? {ckpt_path}, if any, is whole'):
-                save_image(grid, os.path.join(out_dir, 'samples', f'{it:06d}.png'), nrow=len(columns))
-            if it > max_iters / 10 and (columns[-1] - columns[-2]).abs().mean() < 0.01:
-                logging.info('warning: the last columns of the grid are alike, G ignores its label: lower --lambda_rec')
-        if (it % ckpt_interval == 0 or done) and (it > start or it == 0):  # what was resumed is there already
-            with or_exit(f'{ckpt_path}: cannot write, disk full? The last stays'), open(ckpt_path + '.tmp', 'wb') as f:
-                torch.save(dict(
-                    kind='stargan', G=G.state_dict(), D=D.state_dict(), opt_G=opt_G.state_dict(), iter=it,
-                    opt_D=opt_D.state_dict(), rng=torch.get_rng_state(), g_args=g_args, d_args=d_args, attrs=names,
-                    exclusive=exclusive, config=config, script=os.path.basename(__file__), source=source), f)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(ckpt_path + '.tmp', ckpt_path)
-        if done:
-            break
-        t_start += time.time() - t_aside  # rate and ETA are those of training
+    def log_line():
+        line = f'iter {it:6d}/{max_iters} |'
+        for name, values in losses.items():
+            line += f' {name} {torch.stack(values).mean():8.3g}'
+        losses.clear()
+        rate = (it - start_it) / (time.time() - start_time)
+        minutes = (max_iters - it) / rate / 60
+        log(f'{line} | {rate:.2f} it/s | eta {minutes:.0f} min')
+        if it == 10 and minutes > 1000 and device == 'cpu':
+            log('That is for a GPU. A CPU wants small images and nets, --n_critic=1 --lr=1e-3 '
+                '--lambda_rec=20 --max_iters=5000')
 
-        # 1. data: real images with their labels; the target labels are the same ones, dealt anew
-        i = rows[torch.randint(len(rows), (batch_size,))]
-        x_real, c_org = get_batch(train_x, train_y, i, image_size, device)
-        c_trg = c_org[torch.randperm(batch_size).to(device)]
-        for opt in (opt_G, opt_D):
-            lr_now = lr * min(1, 2 * (1 - it / max_iters))
-            opt.param_groups[0]['lr'] = opt.param_groups[0]['lr'].fill_(lr_now) if cuda_graph else lr_now
+    def save_samples():
+        """A grid with a row for each test image: the input, then each attribute switched on."""
+        columns = [x_fixed]
+        for i in range(len(names)):
+            with torch.no_grad():
+                columns.append(G(x_fixed, set_attr(c_fixed, i, exclusive)))
+        grid = torch.stack(columns, 1).flatten(0, 1)  # (8, 1 + c_dim, 3, H, W) -> row by row
+        with or_exit(f'{out_dir}/samples: cannot write there, {saved}'):
+            save_image(grid / 2 + 0.5, f'{out_dir}/samples/{it:06d}.png', nrow=len(columns))
+        if it > max_iters / 10 and (columns[-1] - columns[-2]).abs().mean() < 0.01:
+            log('warning: G ignores its label, as the last columns are alike: lower --lambda_rec')
 
-        # 2. discriminator and, once in n_critic iterations, 3. generator
-        d_step(x_real, c_org, c_trg)
-        if (it + 1) % n_critic == 0:
-            g_step(x_real, c_org, c_trg)
+    def save_checkpoint():
+        """Replaces ckpt.pt when the new one is complete: there is a good one at any time."""
+        global saved
+        for weights in [*G.parameters(), *D.parameters()]:
+            if not weights.isfinite().all():
+                sys.exit(f'iter {it}: weights are not finite, lower --lr; {saved}')
+        ckpt = {name: part.state_dict() for name, part in saved_parts.items()}
+        ckpt.update(
+            kind='stargan', attrs=names, exclusive=exclusive, g_args=g_args, d_args=d_args,
+            iter=it, rng=torch.get_rng_state(), config={k: globals()[k] for k in config_keys},
+            script=script, source=source)
+        with or_exit(f'{ckpt_path}: cannot be written; {saved}'):
+            with open(f'{ckpt_path}.tmp', 'wb') as file:
+                torch.save(ckpt, file)
+            os.replace(f'{ckpt_path}.tmp', ckpt_path)
+        saved = f'{ckpt_path} is of iteration {it}, --resume=True goes on from there'
+
+    start_it = it
+    start_time = time.time()
+    if it == 0:
+        save_samples()
+        save_checkpoint()
+    elif it >= max_iters:
+        log(f'{ckpt_path} is of iteration {it}: done. A larger --max_iters= goes on.')
+    while it < max_iters:
+        for group in opt_G.param_groups + opt_D.param_groups:
+            group['lr'] = lr * min(1, 2 * (1 - it / max_iters))
+
+        # 1. data: the target labels are the labels of the same images, shuffled
+        x_real, c_org = get_batch()
+        c_trg = c_org[torch.randperm(batch_size, device=device)]
+
+        # 2. discriminator
+        train_G = (it + 1) % n_critic == 0
+        with autocast(), torch.set_grad_enabled(train_G):
+            x_fake = G(x_real, c_trg)
+        d_step(x_real, c_org, x_fake.detach())
+
+        # 3. generator: it has not changed since, so it goes on from the same x_fake
+        if train_G:
+            g_step(x_real, c_org, x_fake, c_trg)
+
+        it += 1
+        done = it == max_iters
+        if it % log_interval == 0 or it == 10 or done:
+            log_line()
+        if it % sample_interval == 0 or done:
+            save_samples()
+        if it % ckpt_interval == 0 or done:
+            save_checkpoint()
