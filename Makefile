@@ -9,7 +9,19 @@
 # make tables     the paper's tables at its sizes: CelebA, 128 px, a GPU; TRAIN=, STUDENT=, EVAL=, SEEDS=, TABLES=
 # All but the tables (their data) start from a fresh clone, and pick up where they were when run again.
 
+# The Python that runs it all: PY=..., or an active environment that has torch, or else .venv, which is made.
+ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+NEEDED = 'torch', 'torchvision', 'scipy', 'PIL', 'pytest'
+HAS_ALL = import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, ($(NEEDED))))
+ifdef ACTIVE
+PY := $(shell $(ACTIVE)/bin/python -c "$(HAS_ALL)" 2>/dev/null && echo $(ACTIVE)/bin/python)
+endif
+ifeq ($(PY),)
 PY := .venv/bin/python
+endif
+ifeq ($(PY),.venv/bin/python)
+INSTALLED = .venv/installed
+endif
 .PHONY: demo demo-uag test bench bench-gpu picture results tables clean
 .DELETE_ON_ERROR:
 
@@ -25,7 +37,7 @@ DEMO = out/demo
 DEMO_TRAIN = --n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --device=cpu --log_interval=100 --sample_interval=250 \
              --ckpt_interval=250 --resume=True
 DEMO_S = train_student.py --teacher=$(DEMO)/T/ckpt.pt --conv_dim=12 --n_blocks=1 --max_iters=1000 $(DEMO_TRAIN)
-demo: .venv/installed
+demo: $(INSTALLED)
 	$(PY) data/toyfaces/prepare.py --image_size=32 --balance=1 --variety=0.35 --n_train=3000 --n_val=200 --n_test=200 \
 	    --attrs=Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin --dst=$(DEMO)/data
 	OMP_NUM_THREADS=2 $(PY) train_teacher.py --dataset=$(DEMO)/data --attrs=all --out_dir=$(DEMO)/T $(DEMO_TRAIN) \
@@ -42,20 +54,20 @@ UAG = out/demo-uag
 UAG_TRAIN = $(PY) train_uag.py --dataset=$(UAG)/data --ngf=16 --n_blocks=3 --ndf=32 --naf=16 --d_n_layers=2 \
             --batch_size=2 --lr=1e-3 --lambda_cyc=5 --n_epochs=2 --switch_at=0.5 --device=cpu --log_interval=100 \
             --sample_interval=250 --ckpt_interval=250 --resume=True
-demo-uag: .venv/installed
+demo-uag: $(INSTALLED)
 	$(PY) data/toyfruit/prepare.py --n_train=1000 --n_test=100 --dst=$(UAG)/data
 	export OMP_NUM_THREADS=1; $(UAG_TRAIN) --attention=False --out_dir=$(UAG)/CycleGAN & a=$$!; \
 	    trap "kill $$a" INT TERM; $(UAG_TRAIN) --out_dir=$(UAG)/UAG; b=$$?; wait $$a && exit $$b
 	$(PY) evaluate.py --ckpt=$(UAG)/UAG/ckpt.pt,$(UAG)/CycleGAN/ckpt.pt \
 	    --out_dir=$(UAG)/eval --clf_dir=$(UAG)/clf --clf_epochs=2 --inception=none --device=cpu
 
-test: .venv/installed
+test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests
 
-bench: .venv/installed
+bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) tests/bench.py
 
-bench-gpu: .venv/installed
+bench-gpu: $(INSTALLED)
 	$(PY) tests/bench.py --sizes=paper
 	$(PY) -m pytest -q -rs tests/test_gpu.py
 
@@ -65,7 +77,7 @@ PICTURE = out/picture
 PICTURE_TRAIN = --n_critic=1 --lr=1e-3 --lambda_rec=20 --batch_size=8 --max_iters=$(ITERS) --log_interval=100 \
                 --sample_interval=1000 --ckpt_interval=500 --resume=True
 PICTURE_S = train_student.py --teacher=$(PICTURE)/T/ckpt.pt --conv_dim=12 --n_blocks=1 $(PICTURE_TRAIN)
-picture: .venv/installed
+picture: $(INSTALLED)
 	$(PY) data/toyfaces/prepare.py --balance=1 --n_train=10000 --dst=$(PICTURE)/data
 	$(PY) train_teacher.py --dataset=$(PICTURE)/data --attrs=Blond_Hair,Eyeglasses,Mustache,Rosy_Cheeks,Pale_Skin \
 	    --conv_dim=24 --n_blocks=3 --d_conv_dim=24 --d_n_layers=5 --out_dir=$(PICTURE)/T $(PICTURE_TRAIN)
@@ -81,10 +93,10 @@ TRAIN =
 STUDENT =
 EVAL =
 RUN = $(PY) results/run.py --tables=$(TABLES) --seeds=$(SEEDS) --train="$(TRAIN)" --student="$(STUDENT)" --evaluation="$(EVAL)"
-results: .venv/installed
+results: $(INSTALLED)
 	$(RUN)
 
-tables: .venv/installed
+tables: $(INSTALLED)
 	$(RUN) --setting=paper --jobs=1
 
 clean:
