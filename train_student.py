@@ -1,18 +1,20 @@
 """
-Trains a small student with attention distillation (Li, Fontanini et al.): a StarGAN as in
-train_teacher.py, whose generator G_S is also asked to look where the teacher's, G_T, looks.
+Trains a small student with attention distillation (Li, Fontanini et al. 2021): a StarGAN as in
+train_teacher.py, whose generator G is also asked to look where the teacher's, G_teacher, looks.
 
-The paper's symbols: F_k is channel k of the features behind G's last residual block, y^i the score of
-class i by the teacher's discriminator, A^i the attention map of class i, of the teacher or the student.
+In the equations F_k is channel k of the features behind a generator's last residual block, y^i is
+the score of class i (an attribute) by the teacher's discriminator, and A^i is the attention map of
+class i: A_T of the teacher, A_S of the student.
 
-    A^i = ReLU(sum_k alpha_k F_k), alpha_k = GAP(dy^i / dF_k)              eq. (1), (2): gradcam.py
-    L_att = E_{x,i} || A_T^i(x) - A_S^i(x) ||                              eq. (3): att_loss
-    L_D = E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls    eq. (4): d_step
-    L_G = -E[D(x_fake)] + lambda_cls L_cls + lambda_rec L_rec + lambda_att L_att    eq. (5): g_step
-    With --pseudo, A_T is of another class, that changes the same region            eq. (6), (7)
+    A^i = ReLU(sum_k alpha_k F_k), alpha_k = GAP(dy^i / dF_k)             eq. (1), (2): gradcam.py
+    L_att = E_{x,i} || A_T^i(x) - A_S^i(x) ||                             eq. (3): att_loss
+    L_D = E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)           eq. (4)
+    L_G = -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - G(x_fake, c_org)|
+          + lambda_att L_att                                                              eq. (5)
+    With --pseudo both maps are of another class, which changes the same region      eq. (6), (7)
 
-$ python train_student.py --teacher=out/teacher/ckpt.pt                 # S
-$ python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=0  # S without L_att
+$ python train_student.py --teacher=out/teacher/ckpt.pt                                  # S
+$ python train_student.py --teacher=out/teacher/ckpt.pt --lambda_att=0 --out_dir=out/s0  # no L_att
 $ python train_student.py --teacher=out/hair/ckpt.pt --attrs=Gray_Hair --pseudo=Blond_Hair
 """
 
@@ -32,7 +34,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torchvision.utils import save_image
+from PIL import ImageDraw
+from torchvision.transforms.functional import to_pil_image
 
 from gradcam import GradCAM, overlay
 
@@ -46,9 +49,9 @@ resume = False  # go on from out_dir/ckpt.pt, if there is one
 # teacher and data
 teacher = ''  # its ckpt.pt; with lambda_att=0 it only gives the data and the size of D
 dataset = ''  # '': the teacher's; or as train_teacher.py's
-attrs = ''  # '': the teacher's; or some of them; or others, with pseudo or lambda_att=0; or 'all'
-pseudo = ''  # for each of attrs one of the teacher's attributes, that changes the same region
-# nets: the paper's T is 64/6 (8.4M parameters), S is 32/3 (1.2M), S-Lite is 16/1 (0.16M)
+attrs = ''  # '': all of the teacher's; or some of them; others need pseudo or lambda_att=0
+pseudo = ''  # for each of attrs one of the teacher's attributes, which changes the same region
+# nets: the paper's T has conv_dim 64 and 6 blocks, S 32 and 3, S-Lite 16 and 1
 conv_dim = 32  # channels of G's first layer; the residual blocks have 4 times as many
 n_blocks = 3  # residual blocks of G
 # weights of the losses, eq. (4) and (5)
@@ -56,8 +59,8 @@ lambda_cls = 1.0  # classification: higher changes a face more
 lambda_rec = 10.0  # reconstruction: higher changes a face less; short runs want 20
 lambda_gp = 10.0  # gradient penalty
 lambda_att = 10.0  # attention; 0 is the paper's "S w/o att loss"
-cam = 'gradcam'  # the map of eq. (1), (2); or 'hirescam', which does not pool the gradient
-att_norm = 'none'  # compare maps as they are; or each divided by its 'l2' norm, or by its 'max'
+cam = 'gradcam'  # the map of eq. (1), (2); or 'hirescam', which finds small regions better
+att_norm = 'none'  # compare maps as they are; 'l2', 'max': each divided by its norm, its maximum
 att_shuffle = False  # a control: use the teacher's map of another image of the same class
 n_critic = 5  # steps of D for each step of G; short runs want 1
 # optimiser: Adam with betas (0.5, 0.999)
@@ -104,7 +107,7 @@ for option in options:
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-# Between the next line and '# data' stand the nets. A checkpoint keeps this text, to be compared.
+# The text from '# nets' to '# data' is compared with that in a checkpoint: keep both lines.
 # nets
 class ResidualBlock(nn.Module):
     """(B, dim, h, w) -> the same shape. No biases: the instance norms would remove them."""
@@ -128,8 +131,8 @@ class Generator(nn.Module):
     def __init__(self, conv_dim, c_dim, n_blocks):
         super().__init__()
         d = conv_dim
-        # Only zero padding works. The labels enter as constant planes, which an instance norm
-        # removes except where they meet other values: at the border, if the padding is zeros.
+        # The labels enter as constant planes. An instance norm removes a constant plane, except at
+        # the border, where it meets the zeros of the padding. Without them G is blind to labels.
         self.down = nn.Sequential(
             nn.Conv2d(3 + c_dim, d, 7, 1, 3, bias=False),  # (B, d, H, W)
             nn.InstanceNorm2d(d, affine=True),
@@ -163,16 +166,17 @@ class Discriminator(nn.Module):
         super().__init__()
         self.down = nn.ModuleList()
         channels = 3
-        for i in range(n_layers):
-            self.down.append(nn.Conv2d(channels, conv_dim * 2 ** i, 4, 2, 1))
-            channels = conv_dim * 2 ** i
+        for layer in range(n_layers):
+            self.down.append(nn.Conv2d(channels, conv_dim * 2 ** layer, 4, 2, 1))
+            channels = conv_dim * 2 ** layer
         self.src = nn.Conv2d(channels, 1, 3, 1, 1, bias=False)
         self.cls = nn.Conv2d(channels, c_dim, image_size // 2 ** n_layers, bias=False)
 
     def forward(self, x):
         for conv in self.down:
             x = conv(x)
-            # A leaky ReLU without a second derivative: that of F.leaky_relu is 0, but takes time.
+            # A leaky ReLU. The gradient penalty differentiates twice, and the second derivative
+            # of F.leaky_relu, though it is 0, takes time.
             x = torch.where(x > 0, x, 0.01 * x)
         return self.src(x), self.cls(x).flatten(1)
 
@@ -183,7 +187,7 @@ def find_data(dataset):
     folder = f'{HERE}/data/{dataset}'
     if not os.path.exists(f'{folder}/meta.json'):
         folder = dataset
-    with or_exit(f'--dataset={dataset}: no data there; a prepare.py under data/ makes it'):
+    with or_exit(f'--dataset={dataset}: no meta.json to be used; a prepare.py under data/ makes it'):
         with open(f'{folder}/meta.json', encoding='utf-8') as file:
             meta = json.load(file)
         check_fields(meta, label=str, image_size=int)
@@ -199,9 +203,10 @@ def load_split(folder, meta, split, names):
         # Copy on write, 'c', because torch warns of arrays that are read-only.
         x = np.load(f'{folder}/{split}_x.npy', mmap_mode='c')
         y = np.load(f'{folder}/{split}_y.npy')
+        shape = (len(y), meta['image_size'], meta['image_size'], 3)
+        if x.dtype != 'uint8' or x.shape != shape or y.shape[1] != len(known) or len(y) == 0:
+            raise ValueError(f'{split}_x.npy is {x.dtype} {x.shape}, {split}_y.npy {y.shape}')
         y = y[:, [known.index(name) for name in names]]
-        if x.dtype != 'uint8' or x.shape[:2] != (len(y), meta['image_size']):
-            raise ValueError(f'{split}_x.npy is {x.dtype} {x.shape}, for {len(y)} labels')
     return torch.from_numpy(x), torch.from_numpy(y).float()
 
 
@@ -213,7 +218,7 @@ def to_float(x, size):
 
 
 def set_attr(c_org, i, exclusive):
-    """Labels (B, c_dim) with attribute i on, and others of an exclusive group with it off."""
+    """Labels (B, c_dim) with attribute i on, and the attributes that exclude it off."""
     c = c_org.clone()
     for group in exclusive:
         if i in group:
@@ -224,9 +229,11 @@ def set_attr(c_org, i, exclusive):
 
 # losses
 def gradient_penalty(D, x_real, x_fake, alpha):
-    """E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake, alpha (B, 1, 1, 1).
+    """E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake.
 
-    The norm is .norm(), whose gradient at 0 is 0. The square root of a sum would have NaN.
+    alpha (B, 1, 1, 1) lies in [0, 1].
+    out_src is summed over its positions, as in StarGAN. The norm is .norm(), whose gradient at 0
+    is 0: that of the square root of a sum is NaN.
     """
     x_hat = (alpha * x_real + (1 - alpha) * x_fake).detach().requires_grad_()
     out_src, _ = D(x_hat)
@@ -242,9 +249,9 @@ def cls_loss(out_cls, c, multi_label):
 
 
 def pick_class(c):
-    """One class for each image's map, at random among those that its labels c (B, c_dim) have.
+    """Draws the i of E_{x,i} in eq. (3): for each image one of the classes in its labels c (B, c_dim).
 
-    -> classes i (B, 1), and weights (B,), by which a sum over the batch is the mean over the images
+    -> classes i (B, 1), and weights (B,) by which a sum over the batch is the mean over the images
     that have a class: an image without one has weight 0.
     """
     i = (torch.rand_like(c) * c).argmax(1, keepdim=True)
@@ -253,9 +260,10 @@ def pick_class(c):
 
 
 def att_loss(A_T, A_S, weight, att_norm):
-    """eq. (3): sum over the images of weight || A_T - A_S ||_2; maps (B, h, w), weight (B,).
+    """eq. (3): sum over the images of weight || A_T - A_S ||; maps (B, h, w), weight (B,).
 
-    att_norm 'l2' and 'max' first divide each map by its norm, so that its scale does not matter.
+    The paper names no norm, this is L2. With att_norm 'l2' or 'max' each map is first divided by
+    its own norm or maximum, so that its scale does not matter.
     """
     A_T = A_T.flatten(1)
     A_S = A_S.flatten(1)
@@ -273,23 +281,37 @@ def shuffle(A_T, i, weight):
     that is alone in its class.
     """
     n = len(A_T)
-    row = torch.arange(n, device=A_T.device)
-    # How far it is from image a (row) to image b (column) round the batch; to itself it is n.
-    steps = (row - row[:, None] - 1) % n + 1
+    position = torch.arange(n, device=A_T.device)
+    # steps[a, b]: how far image b is behind image a, counted round the batch; n if b is a itself.
+    steps = (position - position[:, None] - 1) % n + 1
     same_class = (i == i.T) & (weight > 0)
     steps = torch.where(same_class, steps, n + 1)
-    # Alone in its class: nothing is nearer than the image itself.
+    # An image is alone in its class if no other is nearer than itself.
     weight = weight * (steps.amin(1) < n)
     return A_T[steps.argmin(1)], weight / weight.sum().clamp(min=1e-6)
 
 
 # files
+def save_grid(path, columns, names):
+    """Draws columns of images in [-1, 1], each (rows, 3, H, W), with their names above them."""
+    grid = torch.cat(columns, 3)  # (rows, 3, H, width)
+    grid = torch.cat(list(grid), 1)  # (3, height, width)
+    zoom = max(1, 96 // columns[0].shape[3])
+    grid = grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    grid = F.pad(grid, (0, 0, 16, 0), value=-1)
+    picture = to_pil_image((grid / 2 + 0.5).clamp(0, 1).cpu())
+    for i, name in enumerate(names):
+        ImageDraw.Draw(picture).text((i * picture.width // len(names) + 2, 2), name)
+    picture.save(path)
+
+
 @contextlib.contextmanager
 def or_exit(message):
     """Ends the script with one line if a file is missing or wrong. Other errors keep a traceback."""
     try:
         yield
-    except (OSError, EOFError, LookupError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except (AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError, pickle.UnpicklingError) as error:
         first_sentence = ' '.join(str(error).split()).split('. ')[0]
         sys.exit(f'{message} ({type(error).__name__}: {first_sentence[:200]})')
 
@@ -307,7 +329,7 @@ def nets_section(source):
 
 
 def load_ckpt(path):
-    """-> a checkpoint, and as a module the script beside this one that wrote it, for its nets.
+    """-> a checkpoint, and the script that wrote it, imported from beside this one, for its nets.
 
     The text of the script that is in the checkpoint is only compared. Code from there never runs.
     Raises what or_exit catches.
@@ -329,7 +351,8 @@ def load_ckpt(path):
 def load_net(net_class, sizes, weights):
     """A net with the weights of a checkpoint, frozen, on the CPU. Raises what or_exit catches."""
     for name, size in sizes.items():
-        # A damaged file must not have us build layers without end.
+        # A damaged file must not have us build layers without end. Of layers and blocks (n_...)
+        # there are no more than tensors.
         largest = len(weights) if name.startswith('n_') else 2 ** 16
         if type(size) is not int or not 0 < size <= largest:
             raise ValueError(f'{name} is {size}')
@@ -337,8 +360,8 @@ def load_net(net_class, sizes, weights):
     with torch.device('meta'):
         net = net_class(**sizes)
     net.load_state_dict(weights, assign=True)
-    for weight in net.parameters():
-        if not weight.isfinite().all():
+    for p in net.parameters():
+        if not p.isfinite().all():
             raise ValueError('the weights are not finite')
     return net.float().requires_grad_(False)
 
@@ -359,12 +382,13 @@ if __name__ == '__main__':
         torch.zeros(1, device=device)
 
     # teacher
-    with or_exit(f'--teacher={teacher}: wants a ckpt.pt of train_teacher.py, which by '
-                 "--init_from also makes one of StarGAN's own files"):
+    with or_exit(f'--teacher={teacher}: wants a ckpt.pt of train_teacher.py; '
+                 "for StarGAN's own files see its --init_from"):
         teacher_ckpt, teacher_script = load_ckpt(teacher)
+        d_args = teacher_ckpt['d_args']
         G_teacher = load_net(teacher_script.Generator, teacher_ckpt['g_args'], teacher_ckpt['G'])
-        D_teacher = load_net(teacher_script.Discriminator, teacher_ckpt['d_args'], teacher_ckpt['D'])
-        image_size = teacher_ckpt['d_args']['image_size']
+        D_teacher = load_net(teacher_script.Discriminator, d_args, teacher_ckpt['D'])
+        image_size = d_args['image_size']
         dataset = dataset or teacher_ckpt['config']['dataset']
     G_teacher.to(device)
     D_teacher.to(device)
@@ -385,43 +409,48 @@ if __name__ == '__main__':
         if train_x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             train_x = train_x.to(device)
     train_y = train_y.to(device)
-    # The rows to train on. Where an image has one class only, it may be none of those in attrs.
+    # The images to train on. Where each has one class only, those of other classes are left out.
     rows = torch.arange(len(train_x), device=device)
     if not multi_label:
         rows = train_y.sum(1).nonzero().flatten()
-        if len(names) < 2 or len(rows) == 0:
-            sys.exit(f'--attrs={attrs}: wants two classes or more, and images of them')
+        if len(names) < 2 or len(rows) == 0 or train_y.sum(1).max() > 1:
+            sys.exit(f'--attrs={attrs}: wants two classes or more, and images of one of them each')
     # Groups of attributes that exclude each other, such as hair colours, as lists of columns of y.
     exclusive = []
     for group in meta.get('exclusive', []):
+        if not set(group) <= set(meta['attrs']):
+            sys.exit(f'{data_dir}/meta.json: exclusive wants lists of attributes, not {group}')
         exclusive.append([names.index(name) for name in group if name in names])
 
-    # Class i of the student is compared with class teacher_i[i] of the teacher. Both must make the
-    # same change, so the teacher is told the target labels of these classes. Of its other classes
+    # Class i of the student is compared with class teacher_i[i] of the teacher, which must make the
+    # same change. So of the compared classes the teacher is told the target labels. Of its others
     # it is told what the image has, lest it take off glasses that the student knows nothing of.
-    # With pseudo it is told zeros.
+    # In pseudo-attention its change is another one anyway, and it is told 0 of the others.
     teacher_train_y = torch.zeros(len(train_x), len(teacher_names), device=device)
     teacher_test_y = torch.zeros(len(test_x), len(teacher_names))
     if lambda_att:
-        c_pse = pseudo.split(',') if pseudo else names
-        if not set(c_pse) <= set(teacher_names) or len(set(c_pse)) != len(names):
+        compared = pseudo.split(',') if pseudo else names
+        each_once = len(compared) == len(set(compared)) == len(names)
+        if not each_once or not set(compared) <= set(teacher_names):
             known = ','.join(teacher_names)
-            sys.exit(f"--attrs={attrs} --pseudo={pseudo}: wants for each another one of {known}")
-        teacher_i = torch.tensor([teacher_names.index(name) for name in c_pse], device=device)
+            sys.exit(f'--attrs={attrs} --pseudo={pseudo}: wants for each another one of {known}')
+        teacher_i = torch.tensor([teacher_names.index(name) for name in compared], device=device)
         if not pseudo:
             _, teacher_train_y = load_split(data_dir, meta, 'train', teacher_names)
             _, teacher_test_y = load_split(data_dir, meta, 'test', teacher_names)
             teacher_train_y = teacher_train_y.to(device)
         # 1 where a class of the student (row) excludes one of the teacher (column)
-        excludes = torch.ones(len(names), len(teacher_names), device=device)
-        for row, i in zip(excludes, teacher_i):
-            row -= set_attr(row[None], i, teacher_ckpt['exclusive'])[0]
+        excludes = torch.zeros(len(names), len(teacher_names), device=device)
+        for row, i in enumerate(teacher_i.tolist()):
+            for group in teacher_ckpt['exclusive']:
+                if i in group:
+                    excludes[row, group] = 1
 
     # nets and optimisers
     torch.manual_seed(seed)
     g_args = dict(conv_dim=conv_dim, c_dim=len(names), n_blocks=n_blocks)
     # D is new, and as large as the teacher's.
-    d_args = teacher_ckpt['d_args'] | dict(c_dim=len(names))
+    d_args = d_args | dict(c_dim=len(names))
     G = Generator(**g_args).to(device)
     D = Discriminator(**d_args).to(device)
     opt_G = torch.optim.Adam(G.parameters(), lr, betas=(0.5, 0.999), fused=True)
@@ -433,10 +462,10 @@ if __name__ == '__main__':
 
     def log(text):
         """Prints a line, and adds it to log.txt."""
-        print(text, flush=True)
-        log_path = f'{out_dir}/log.txt'
-        with or_exit(f'{log_path}: cannot be written; {saved}'):
-            with open(log_path, 'a', encoding='utf-8', errors='backslashreplace') as file:
+        path = f'{out_dir}/log.txt'
+        with or_exit(f'{path}, or the terminal, cannot be written; {saved}'):
+            print(text, flush=True)
+            with open(path, 'a', encoding='utf-8', errors='backslashreplace') as file:
                 file.write(f'{text}\n')
 
     # start anew, or go on where an earlier run has stopped
@@ -452,11 +481,10 @@ if __name__ == '__main__':
     if os.path.exists(ckpt_path):
         with or_exit(f'{ckpt_path}: cannot go on from it with these options'):
             ckpt = torch.load(ckpt_path, map_location='cpu', weights_only=True)
-            check_fields(ckpt, iter=int, config=dict, source=str, rng=torch.Tensor)
+            check_fields(ckpt, iter=int, config=dict, source=str)
             if ckpt['script'] != script or ckpt['attrs'] != names:
                 raise ValueError('it is of another script, or of other attributes')
             for name, part in saved_parts.items():
-                check_fields(ckpt, **{name: dict})
                 part.load_state_dict(ckpt[name])
             it = ckpt['iter']
             # A CPU goes on with the random numbers of an uninterrupted run, a GPU with others.
@@ -467,8 +495,7 @@ if __name__ == '__main__':
             log(f'warning: the nets of {script} have changed since {ckpt_path} was written')
         for key in config_keys:
             before = ckpt['config'].get(key)
-            changes_nothing = key in ('out_dir', 'resume', 'max_iters', 'device', 'init_from')
-            if before != globals()[key] and not changes_nothing and not key.endswith('_interval'):
+            if before != globals()[key] and key not in ('resume', 'out_dir', 'device'):
                 log(f'warning: --{key} was {before}, and is {globals()[key]} from here on')
     with or_exit(f'--out_dir={out_dir}: cannot write there'):
         shutil.copy(__file__, out_dir)
@@ -486,15 +513,16 @@ if __name__ == '__main__':
             losses.setdefault(name, []).append(loss.detach())
 
     def autocast():
+        """A new one each time, because one cannot stand within itself."""
         device_type = torch.device(device).type
         return torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
 
     def get_batch():
         """Real images (B, 3, S, S), half flipped, their labels, and the teacher's labels."""
-        i = rows[torch.randint(len(rows), (batch_size,), device=device)]
-        x = to_float(train_x[i.to(train_x.device)].to(device), image_size)
+        row = rows[torch.randint(len(rows), (batch_size,), device=device)]
+        x = to_float(train_x[row.to(train_x.device)].to(device), image_size)
         flip = torch.rand(batch_size, 1, 1, 1, device=device) < 0.5
-        return torch.where(flip, x.flip(3), x), train_y[i], teacher_train_y[i]
+        return torch.where(flip, x.flip(3), x), train_y[row], teacher_train_y[row]
 
     def d_step(x_real, c_org, x_fake):
         """eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)"""
@@ -505,8 +533,8 @@ if __name__ == '__main__':
         d_loss_real = -out_src[:batch_size].float().mean()
         d_loss_fake = out_src[batch_size:].float().mean()
         d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
-        # Without autocast: bfloat16 would change the norm of the gradient by 0.3 %.
         alpha = torch.rand(batch_size, 1, 1, 1, device=device)
+        # Without autocast: bfloat16 would change the norm of the gradient by 0.3 %.
         d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), alpha)
         d_loss = d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp
         opt_D.zero_grad()
@@ -515,7 +543,8 @@ if __name__ == '__main__':
         remember(D_real=d_loss_real, D_fake=d_loss_fake, D_cls=d_loss_cls, D_gp=d_loss_gp)
 
     def attention(x, x_fake, c_trg, teacher_c_org, i, create_graph=False):
-        """Maps A_T and A_S (B, h, w) of class i (B, 1) of images x. G has just made x_fake of x."""
+        """Maps A_T and A_S (B, h, w) of class i (B, 1). G has just translated x to x_fake, and
+        hook_student holds the features of that pass."""
         teacher_c_trg = torch.where(c_trg @ excludes > 0, 0, teacher_c_org)
         teacher_c_trg = teacher_c_trg.index_copy(1, teacher_i, c_trg)
         with autocast():
@@ -526,7 +555,8 @@ if __name__ == '__main__':
         return hook_teacher(y_teacher), hook_student(y_student, create_graph=create_graph)
 
     def g_step(x_real, c_org, x_fake, c_trg, teacher_c_org):
-        """eq. (5): -E[D(x_fake)] + lambda_cls L_cls + lambda_rec L_rec + lambda_att L_att"""
+        """eq. (5): -E[D(x_fake)] + lambda_cls L_cls(x_fake) + lambda_rec |x_real - x_rec|_1
+        + lambda_att L_att"""
         # D only passes the gradient on to G. That of its own weights is not computed.
         D.requires_grad_(False)
         # Drawn even without L_att, so that runs with and without it get the same random numbers.
@@ -568,28 +598,31 @@ if __name__ == '__main__':
                 '--lambda_rec=20 --max_iters=5000')
 
     def save_samples():
-        """A grid like the teacher's. With L_att each image has two more rows, A_T and A_S."""
-        columns = [torch.stack([x_fixed] * (3 if lambda_att else 1), 1)]
+        """A grid with a row for each test image: the input, then each attribute switched on. With
+        L_att the maps A_T and A_S stand below each translation."""
+        n_images = 3 if lambda_att else 1
+        columns = [torch.cat([x_fixed] * n_images, 2)]
         for i in range(len(names)):
             c_trg = set_attr(c_fixed, i, exclusive)
-            x_fake = G(x_fixed, c_trg)
+            with torch.set_grad_enabled(lambda_att > 0):
+                x_fake = G(x_fixed, c_trg)
             images = [x_fake.detach()]
             if lambda_att:
                 same_i = torch.full((len(x_fixed), 1), i, device=device)
                 for A in attention(x_fixed, x_fake, c_trg, teacher_c_fixed, same_i):
                     images.append(overlay(x_fixed, A))
-            columns.append(torch.stack(images, 1))
-        grid = torch.stack(columns, 2).flatten(0, 2)  # (8, rows, columns, 3, H, W)
+            columns.append(torch.cat(images, 2))
         with or_exit(f'{out_dir}/samples: cannot write there, {saved}'):
-            save_image(grid / 2 + 0.5, f'{out_dir}/samples/{it:06d}.png', nrow=len(columns))
-        if it > max_iters / 10 and (columns[-1] - columns[-2])[:, 0].abs().mean() < 0.01:
+            save_grid(f'{out_dir}/samples/{it:06d}.png', columns, ['input', *names])
+        difference = (columns[-1] - columns[-2])[:, :, :image_size].abs().mean()
+        if it > max_iters / 10 and difference < 0.01:
             log('warning: G ignores its label, as the last columns are alike: lower --lambda_rec')
 
     def save_checkpoint():
         """Replaces ckpt.pt when the new one is complete: there is a good one at any time."""
         global saved
-        for weights in [*G.parameters(), *D.parameters()]:
-            if not weights.isfinite().all():
+        for p in [*G.parameters(), *D.parameters()]:
+            if not p.isfinite().all():
                 sys.exit(f'iter {it}: weights are not finite, lower --lr; {saved}')
         ckpt = {name: part.state_dict() for name, part in saved_parts.items()}
         ckpt.update(

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torchvision.utils import save_image
+from PIL import ImageDraw
+from torchvision.transforms.functional import to_pil_image
 
 # -----------------------------------------------------------------------------
 # I/O
@@ -41,7 +42,7 @@ init_from = ''  # start from the weights of a ckpt.pt, or of StarGAN's own files
 dataset = 'celeba'  # a folder under data/, or the path of any folder that a prepare.py wrote
 image_size = 0  # pixels; 0: the size of the data; a smaller size must divide it
 attrs = 'Goatee,Rosy_Cheeks,Eyeglasses,Mustache,Blond_Hair,Pale_Skin,Heavy_Makeup'  # or 'all'
-# nets: the paper's T is 64/6 (8.4M parameters), S is 32/3 (1.2M), S-Lite is 16/1 (0.16M)
+# nets: the paper's T has conv_dim 64 and 6 blocks, S 32 and 3, S-Lite 16 and 1
 conv_dim = 64  # channels of G's first layer; the residual blocks have 4 times as many
 n_blocks = 6  # residual blocks of G
 d_conv_dim = 64  # channels of D's first layer; each further layer has twice as many
@@ -95,7 +96,7 @@ for option in options:
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-# Between the next line and '# data' stand the nets. A checkpoint keeps this text, to be compared.
+# The text from '# nets' to '# data' is compared with that in a checkpoint: keep both lines.
 # nets
 class ResidualBlock(nn.Module):
     """(B, dim, h, w) -> the same shape. No biases: the instance norms would remove them."""
@@ -119,8 +120,8 @@ class Generator(nn.Module):
     def __init__(self, conv_dim, c_dim, n_blocks):
         super().__init__()
         d = conv_dim
-        # Only zero padding works. The labels enter as constant planes, which an instance norm
-        # removes except where they meet other values: at the border, if the padding is zeros.
+        # The labels enter as constant planes. An instance norm removes a constant plane, except at
+        # the border, where it meets the zeros of the padding. Without them G is blind to labels.
         self.down = nn.Sequential(
             nn.Conv2d(3 + c_dim, d, 7, 1, 3, bias=False),  # (B, d, H, W)
             nn.InstanceNorm2d(d, affine=True),
@@ -154,16 +155,17 @@ class Discriminator(nn.Module):
         super().__init__()
         self.down = nn.ModuleList()
         channels = 3
-        for i in range(n_layers):
-            self.down.append(nn.Conv2d(channels, conv_dim * 2 ** i, 4, 2, 1))
-            channels = conv_dim * 2 ** i
+        for layer in range(n_layers):
+            self.down.append(nn.Conv2d(channels, conv_dim * 2 ** layer, 4, 2, 1))
+            channels = conv_dim * 2 ** layer
         self.src = nn.Conv2d(channels, 1, 3, 1, 1, bias=False)
         self.cls = nn.Conv2d(channels, c_dim, image_size // 2 ** n_layers, bias=False)
 
     def forward(self, x):
         for conv in self.down:
             x = conv(x)
-            # A leaky ReLU without a second derivative: that of F.leaky_relu is 0, but takes time.
+            # A leaky ReLU. The gradient penalty differentiates twice, and the second derivative
+            # of F.leaky_relu, though it is 0, takes time.
             x = torch.where(x > 0, x, 0.01 * x)
         return self.src(x), self.cls(x).flatten(1)
 
@@ -174,7 +176,7 @@ def find_data(dataset):
     folder = f'{HERE}/data/{dataset}'
     if not os.path.exists(f'{folder}/meta.json'):
         folder = dataset
-    with or_exit(f'--dataset={dataset}: no data there; a prepare.py under data/ makes it'):
+    with or_exit(f'--dataset={dataset}: no meta.json to be used; a prepare.py under data/ makes it'):
         with open(f'{folder}/meta.json', encoding='utf-8') as file:
             meta = json.load(file)
         check_fields(meta, label=str, image_size=int)
@@ -190,9 +192,10 @@ def load_split(folder, meta, split, names):
         # Copy on write, 'c', because torch warns of arrays that are read-only.
         x = np.load(f'{folder}/{split}_x.npy', mmap_mode='c')
         y = np.load(f'{folder}/{split}_y.npy')
+        shape = (len(y), meta['image_size'], meta['image_size'], 3)
+        if x.dtype != 'uint8' or x.shape != shape or y.shape[1] != len(known) or len(y) == 0:
+            raise ValueError(f'{split}_x.npy is {x.dtype} {x.shape}, {split}_y.npy {y.shape}')
         y = y[:, [known.index(name) for name in names]]
-        if x.dtype != 'uint8' or x.shape[:2] != (len(y), meta['image_size']):
-            raise ValueError(f'{split}_x.npy is {x.dtype} {x.shape}, for {len(y)} labels')
     return torch.from_numpy(x), torch.from_numpy(y).float()
 
 
@@ -204,7 +207,7 @@ def to_float(x, size):
 
 
 def set_attr(c_org, i, exclusive):
-    """Labels (B, c_dim) with attribute i on, and others of an exclusive group with it off."""
+    """Labels (B, c_dim) with attribute i on, and the attributes that exclude it off."""
     c = c_org.clone()
     for group in exclusive:
         if i in group:
@@ -215,9 +218,11 @@ def set_attr(c_org, i, exclusive):
 
 # losses
 def gradient_penalty(D, x_real, x_fake, alpha):
-    """E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake, alpha (B, 1, 1, 1).
+    """E[(|d out_src / d x_hat| - 1)^2] at x_hat = alpha x_real + (1 - alpha) x_fake.
 
-    The norm is .norm(), whose gradient at 0 is 0. The square root of a sum would have NaN.
+    alpha (B, 1, 1, 1) lies in [0, 1].
+    out_src is summed over its positions, as in StarGAN. The norm is .norm(), whose gradient at 0
+    is 0: that of the square root of a sum is NaN.
     """
     x_hat = (alpha * x_real + (1 - alpha) * x_fake).detach().requires_grad_()
     out_src, _ = D(x_hat)
@@ -233,12 +238,26 @@ def cls_loss(out_cls, c, multi_label):
 
 
 # files
+def save_grid(path, columns, names):
+    """Draws columns of images in [-1, 1], each (rows, 3, H, W), with their names above them."""
+    grid = torch.cat(columns, 3)  # (rows, 3, H, width)
+    grid = torch.cat(list(grid), 1)  # (3, height, width)
+    zoom = max(1, 96 // columns[0].shape[3])
+    grid = grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    grid = F.pad(grid, (0, 0, 16, 0), value=-1)
+    picture = to_pil_image((grid / 2 + 0.5).clamp(0, 1).cpu())
+    for i, name in enumerate(names):
+        ImageDraw.Draw(picture).text((i * picture.width // len(names) + 2, 2), name)
+    picture.save(path)
+
+
 @contextlib.contextmanager
 def or_exit(message):
     """Ends the script with one line if a file is missing or wrong. Other errors keep a traceback."""
     try:
         yield
-    except (OSError, EOFError, LookupError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except (AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError, pickle.UnpicklingError) as error:
         first_sentence = ' '.join(str(error).split()).split('. ')[0]
         sys.exit(f'{message} ({type(error).__name__}: {first_sentence[:200]})')
 
@@ -303,15 +322,17 @@ if __name__ == '__main__':
         if train_x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             train_x = train_x.to(device)
     train_y = train_y.to(device)
-    # The rows to train on. Where an image has one class only, it may be none of those in attrs.
+    # The images to train on. Where each has one class only, those of other classes are left out.
     rows = torch.arange(len(train_x), device=device)
     if not multi_label:
         rows = train_y.sum(1).nonzero().flatten()
-        if len(names) < 2 or len(rows) == 0:
-            sys.exit(f'--attrs={attrs}: wants two classes or more, and images of them')
+        if len(names) < 2 or len(rows) == 0 or train_y.sum(1).max() > 1:
+            sys.exit(f'--attrs={attrs}: wants two classes or more, and images of one of them each')
     # Groups of attributes that exclude each other, such as hair colours, as lists of columns of y.
     exclusive = []
     for group in meta.get('exclusive', []):
+        if not set(group) <= set(meta['attrs']):
+            sys.exit(f'{data_dir}/meta.json: exclusive wants lists of attributes, not {group}')
         exclusive.append([names.index(name) for name in group if name in names])
 
     # nets and optimisers
@@ -326,10 +347,10 @@ if __name__ == '__main__':
 
     def log(text):
         """Prints a line, and adds it to log.txt."""
-        print(text, flush=True)
-        log_path = f'{out_dir}/log.txt'
-        with or_exit(f'{log_path}: cannot be written; {saved}'):
-            with open(log_path, 'a', encoding='utf-8', errors='backslashreplace') as file:
+        path = f'{out_dir}/log.txt'
+        with or_exit(f'{path}, or the terminal, cannot be written; {saved}'):
+            print(text, flush=True)
+            with open(path, 'a', encoding='utf-8', errors='backslashreplace') as file:
                 file.write(f'{text}\n')
 
     # start anew, or go on where an earlier run has stopped
@@ -345,11 +366,10 @@ if __name__ == '__main__':
     if os.path.exists(ckpt_path):
         with or_exit(f'{ckpt_path}: cannot go on from it with these options'):
             ckpt = torch.load(ckpt_path, map_location='cpu', weights_only=True)
-            check_fields(ckpt, iter=int, config=dict, source=str, rng=torch.Tensor)
+            check_fields(ckpt, iter=int, config=dict, source=str)
             if ckpt['script'] != script or ckpt['attrs'] != names:
                 raise ValueError('it is of another script, or of other attributes')
             for name, part in saved_parts.items():
-                check_fields(ckpt, **{name: dict})
                 part.load_state_dict(ckpt[name])
             it = ckpt['iter']
             # A CPU goes on with the random numbers of an uninterrupted run, a GPU with others.
@@ -360,8 +380,7 @@ if __name__ == '__main__':
             log(f'warning: the nets of {script} have changed since {ckpt_path} was written')
         for key in config_keys:
             before = ckpt['config'].get(key)
-            changes_nothing = key in ('out_dir', 'resume', 'max_iters', 'device', 'init_from')
-            if before != globals()[key] and not changes_nothing and not key.endswith('_interval'):
+            if before != globals()[key] and key not in ('resume', 'out_dir', 'device'):
                 log(f'warning: --{key} was {before}, and is {globals()[key]} from here on')
     with or_exit(f'--out_dir={out_dir}: cannot write there'):
         shutil.copy(__file__, out_dir)
@@ -381,15 +400,16 @@ if __name__ == '__main__':
             losses.setdefault(name, []).append(loss.detach())
 
     def autocast():
+        """A new one each time, because one cannot stand within itself."""
         device_type = torch.device(device).type
         return torch.autocast(device_type, torch.bfloat16, enabled=dtype == 'bfloat16')
 
     def get_batch():
         """Real images (B, 3, S, S), half of them flipped, and their labels (B, c_dim)."""
-        i = rows[torch.randint(len(rows), (batch_size,), device=device)]
-        x = to_float(train_x[i.to(train_x.device)].to(device), image_size)
+        row = rows[torch.randint(len(rows), (batch_size,), device=device)]
+        x = to_float(train_x[row.to(train_x.device)].to(device), image_size)
         flip = torch.rand(batch_size, 1, 1, 1, device=device) < 0.5
-        return torch.where(flip, x.flip(3), x), train_y[i]
+        return torch.where(flip, x.flip(3), x), train_y[row]
 
     def d_step(x_real, c_org, x_fake):
         """eq. (4): E[D(x_fake)] - E[D(x_real)] + lambda_gp GP + lambda_cls L_cls(x_real)"""
@@ -400,8 +420,8 @@ if __name__ == '__main__':
         d_loss_real = -out_src[:batch_size].float().mean()
         d_loss_fake = out_src[batch_size:].float().mean()
         d_loss_cls = cls_loss(out_cls[:batch_size].float(), c_org, multi_label)
-        # Without autocast: bfloat16 would change the norm of the gradient by 0.3 %.
         alpha = torch.rand(batch_size, 1, 1, 1, device=device)
+        # Without autocast: bfloat16 would change the norm of the gradient by 0.3 %.
         d_loss_gp = gradient_penalty(D, x_real, x_fake.float(), alpha)
         d_loss = d_loss_real + d_loss_fake + lambda_cls * d_loss_cls + lambda_gp * d_loss_gp
         opt_D.zero_grad()
@@ -443,17 +463,17 @@ if __name__ == '__main__':
         for i in range(len(names)):
             with torch.no_grad():
                 columns.append(G(x_fixed, set_attr(c_fixed, i, exclusive)))
-        grid = torch.stack(columns, 1).flatten(0, 1)  # (8, 1 + c_dim, 3, H, W) -> row by row
         with or_exit(f'{out_dir}/samples: cannot write there, {saved}'):
-            save_image(grid / 2 + 0.5, f'{out_dir}/samples/{it:06d}.png', nrow=len(columns))
-        if it > max_iters / 10 and (columns[-1] - columns[-2]).abs().mean() < 0.01:
+            save_grid(f'{out_dir}/samples/{it:06d}.png', columns, ['input', *names])
+        difference = (columns[-1] - columns[-2]).abs().mean()
+        if it > max_iters / 10 and difference < 0.01:
             log('warning: G ignores its label, as the last columns are alike: lower --lambda_rec')
 
     def save_checkpoint():
         """Replaces ckpt.pt when the new one is complete: there is a good one at any time."""
         global saved
-        for weights in [*G.parameters(), *D.parameters()]:
-            if not weights.isfinite().all():
+        for p in [*G.parameters(), *D.parameters()]:
+            if not p.isfinite().all():
                 sys.exit(f'iter {it}: weights are not finite, lower --lr; {saved}')
         ckpt = {name: part.state_dict() for name, part in saved_parts.items()}
         ckpt.update(
