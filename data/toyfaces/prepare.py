@@ -11,10 +11,12 @@ Takes 75 s on 2 EPYC cores and 0.4 GB of disk at the defaults. Writes {train,val
 """
 
 import colorsys
+import contextlib
 import difflib
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -39,22 +41,37 @@ dst = os.path.dirname(os.path.abspath(__file__))  # folder for the arrays; the t
 workers = 0  # processes; 0: one per core. Does not change the images
 force = False  # True: redo a set that is already there with other settings
 # -----------------------------------------------------------------------------
-config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
-cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
-for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overrides the block above
-    if arg in ('-h', '--help'):
-        print(__doc__ + open(__file__).read().split('# ' + '-' * 77)[1])
+# On the command line --key=value overrides a global of this block, and keeps its type.
+config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, str))]
+options = sys.argv[1:] if __name__ == '__main__' else []
+for option in options:
+    if option in ('-h', '--help'):
+        print(__doc__ or '', open(__file__, encoding='utf-8').read().split('# ' + '-' * 77)[1])
         sys.exit()
-    key, eq, val = arg.removeprefix('--').partition('=')
-    if not arg.startswith('--') or not eq or key not in config_keys:
-        close = difflib.get_close_matches(key, config_keys) or config_keys
-        sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
+    key, equals, value = option.removeprefix('--').partition('=')
+    if not option.startswith('--') or key not in config_keys:
+        similar = difflib.get_close_matches(key, config_keys) or config_keys
+        sys.exit(f"{option}: not a --key=value of this script. Similar: {', '.join(similar)}")
+    default = globals()[key]
+    if not equals:
+        sys.exit(f'{option}: wants a value, say --{key}={True if default is False else default}')
     try:
-        val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
-        globals()[key] = val
-    except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
+        if isinstance(default, bool):
+            value = {'True': True, 'False': False}[value]
+        elif isinstance(default, str):
+            # The shell leaves the ~ of --key=~/folder as it is.
+            value = ','.join(os.path.expanduser(part) for part in value.split(','))
+        else:
+            value = type(default)(value)
+    except (KeyError, ValueError):
+        wanted = 'True or False' if isinstance(default, bool) else f'a number like {default}'
+        sys.exit(f'{option}: wants {wanted}')
+    # Numbers are finite and at least 0; those that count something, at least 1.
+    may_be_0 = default == 0 or key in ('max_iters', 'pool_size', 'max_bad', 'seed')
+    lowest = 1 if type(default) is int and not may_be_0 else 0
+    if not isinstance(value, str) and not lowest <= value < float('inf'):
+        sys.exit(f'{option}: wants a finite number, at least {lowest}')
+    globals()[key] = value
 # -----------------------------------------------------------------------------
 config = {k: globals()[k] for k in config_keys}
 
@@ -439,62 +456,108 @@ def draw_rows(job):
     return {f'{split}_{k}.npy': np.stack(a) for k, a in drawn if a[0] is not None}
 
 
+def stop_if_there(counts, files):
+    """Returns if dst holds no set; else exits: with 0 if these settings made it and it is whole, else with 1."""
+    if force or not os.path.exists(f'{dst}/meta.json'):
+        return
+    old = {}
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        with open(f'{dst}/meta.json', encoding='utf-8') as file:
+            old = dict(json.load(file)['config'])
+    differ = []
+    for key, value in config.items():
+        if key not in ('dst', 'workers', 'force') and old.get(key) != value:
+            differ.append(f'{key} {old.get(key)!r} -> {value!r}')
+    for name in files:
+        rows = 0
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            rows = len(np.load(f'{dst}/{name}', mmap_mode='r'))
+        if rows != counts[name.partition('_')[0]]:
+            differ.append(f'{name} missing or damaged')
+    if differ:
+        sys.exit(f'{dst} holds another set ({", ".join(differ)}): --force=True redoes it, --dst= puts it elsewhere')
+    print(f'already there: {dst}')
+    sys.exit()
+
+
+def draw_all(counts, files):
+    """-> {name of a file: its array}, drawn by several processes."""
+    jobs = []
+    for split, n in counts.items():
+        jobs += [(split, start, min(start + 20, n), config) for start in range(0, n, 20)]
+    parts = {name: [] for name in files}
+    total = sum(counts.values())
+    done = 0
+    started = time.time()
+    shown = started
+    # Workers do not hear Ctrl-C: this process ends them.
+    with multiprocessing.Pool(workers or os.cpu_count(), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        # For this process, but not for workers, being ended is like Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        results = pool.imap(draw_rows, jobs)
+        for _, start, end, _ in jobs:
+            # A worker that the system killed never answers.
+            for name, rows in results.next(timeout=120).items():
+                parts[name].append(rows)
+            done += end - start
+            if time.time() - shown > 2:
+                shown = time.time()
+                rate = done / (shown - started)
+                print(f'{done}/{total} images | {rate:.0f}/s | eta {(total - done) / rate:.0f} s', flush=True)
+    return {name: np.concatenate(parts.pop(name)) for name in files}
+
+
+def write_set(arrays, meta):
+    """Writes all to a temporary folder, then moves it into place, meta.json last: it says that all is complete."""
+    for name, array in arrays.items():
+        np.save(f'{temp}/{name}', array)
+    with open(f'{temp}/meta.json', 'w', encoding='utf-8') as file:
+        json.dump(meta, file, indent=1)
+    # A mix of old and new must not look complete.
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(f'{dst}/meta.json')
+    for name in [*arrays, 'meta.json']:
+        os.replace(f'{temp}/{name}', f'{dst}/{name}')
+
+
 if __name__ == '__main__':
-    t0, dst, multi = time.time(), os.path.abspath(os.path.expanduser(dst)), label == 'multi'
-    names = attrs.split(',') if attrs else ATTRS if multi else list(EXPRESSIONS)
-    counts, tmp = {'train': n_train, 'val': n_val, 'test': n_test}, f'{dst}/.tmp'
-    for wrong in [wrong for ok, wrong in (
-        (label in ('multi', 'expressions'), f'--label={label}: wants multi or expressions'),
-        (image_size % 8 == 0 and 32 <= image_size <= 256, f'--image_size={image_size}: wants 32, 40, 48, ... 256'),
-        (all(n and (multi or n % 8 == 0) for n in counts.values()),
-         f'--n_train={n_train} --n_val={n_val} --n_test={n_test}: want 1 or more, of expressions multiples of 8'),
-        (max(balance, variety, clutter) <= 1, '--balance, --variety, --clutter: want numbers from 0 to 1'),
-        (not attrs or multi and len({*names} & {*ATTRS}) == len(names),
-         f'--attrs={attrs}: wants some of {",".join(ATTRS)}, and nothing with --label=expressions'),
-    ) if not ok]:
-        sys.exit(wrong)
-    files = [f'{split}_{k}.npy' for split in SPLITS for k in 'xym' if split + k != 'trainm'] + ['meta.json']
-    if os.path.exists(f'{dst}/meta.json') and not force:  # is it there already?
-        try:
-            old = dict(json.load(open(f'{dst}/meta.json'))['config'])
-        except (OSError, ValueError, KeyError, TypeError):
-            old = {}
-        wanted = {k: v for k, v in config.items() if k not in ('dst', 'workers', 'force')}
-        differ = [f'{k} {old.get(k)!r} -> {v!r}' for k, v in wanted.items() if old.get(k) != v]
-        differ += [f'{f} missing' for f in files if not os.path.exists(f'{dst}/{f}')]
-        if differ:
-            sys.exit(f'{dst} holds another set ({", ".join(differ)}): --force=True redoes it, --dst= puts it elsewhere')
-        sys.exit(print(f'already there: {dst}'))
-    done, total, said, parts = 0, sum(counts.values()), t0, {f: [] for f in files[:-1]}
+    sys.stdout.reconfigure(errors='backslashreplace')
+    started = time.time()
+    dst = os.path.abspath(dst)
+    temp = f'{dst}/.tmp'
+    if image_size % 8 or not 32 <= image_size <= 256:
+        sys.exit(f'--image_size={image_size}: wants 32, 40, 48, ... 256')
+    multi = label == 'multi'
+    if label not in ('multi', 'expressions'):
+        sys.exit(f'--label={label}: wants multi or expressions')
+    counts = {'train': n_train, 'val': n_val, 'test': n_test}
+    if not multi and any(n % 8 for n in counts.values()):
+        sys.exit(f'--n_train={n_train} --n_val={n_val} --n_test={n_test}: want, of expressions, multiples of 8')
+    if max(balance, variety, clutter) > 1:
+        sys.exit(f'--balance={balance} --variety={variety} --clutter={clutter}: want numbers from 0 to 1')
+    names = ATTRS if multi else list(EXPRESSIONS)
+    if attrs:
+        names = attrs.split(',')
+        if not multi or len(set(names) & set(ATTRS)) < len(names):
+            sys.exit(f'--attrs={attrs}: wants some of {",".join(ATTRS)}, each once; with --label=expressions nothing')
+    files = [f'{split}_{kind}.npy' for split in SPLITS for kind in 'xym']
+    # Regions of the training images are not stored.
+    files.remove('train_m.npy')
+    stop_if_there(counts, files)
     try:
-        os.makedirs(tmp, exist_ok=True)
-        jobs = [(split, lo, min(lo + 20, n), config) for split, n in counts.items() for lo in range(0, n, 20)]
-        with multiprocessing.Pool(workers or os.cpu_count(), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended is like Ctrl-C, but not for workers
-            results = pool.imap(draw_rows, jobs)
-            for split, lo, hi, _ in jobs:
-                for f, a in results.next(timeout=120).items():  # a worker that the system killed never answers
-                    parts[f].append(a)
-                done += hi - lo
-                if time.time() - said > 2:
-                    said, rate = time.time(), done / (time.time() - t0)
-                    print(f'{done}/{total} images | {rate:.0f}/s | eta {(total - done) / rate:.0f} s', flush=True)
-        for f, a in parts.items():
-            parts[f] = np.concatenate(a)
-            np.save(f'{tmp}/{f}', parts[f])
-        groups = [[a for a in names if a in group] for group in (EXCLUSIVE if multi else [names])]
-        meta = dict(dataset='toyfaces' if multi else 'toyexpressions', label='multi' if multi else 'single',
-                    image_size=image_size, attrs=names, exclusive=[g for g in groups if len(g) > 1], counts=counts,
-                    made_by=' '.join(['python data/toyfaces/prepare.py', *sys.argv[1:]]), config=config)
-        with open(f'{tmp}/meta.json', 'w') as file:
-            json.dump(meta, file, indent=1)
-        open(f'{dst}/meta.json', 'w').close()  # a mix of old and new must not look complete
-        for f in files:  # meta.json last: it says that all the rest is complete
-            os.replace(f'{tmp}/{f}', f'{dst}/{f}')
-    except (OSError, KeyboardInterrupt, multiprocessing.TimeoutError) as e:
-        sys.exit(f'{dst}: stopped, no set was written: {str(e) or "interrupted, or a process died"}')
+        os.makedirs(temp, exist_ok=True)
+        arrays = draw_all(counts, files)
+        groups = [[name for name in names if name in group] for group in EXCLUSIVE] if multi else [names]
+        meta = {'dataset': 'toyfaces' if multi else 'toyexpressions', 'label': 'multi' if multi else 'single',
+                'image_size': image_size, 'attrs': names, 'exclusive': [group for group in groups if len(group) > 1],
+                'counts': counts, 'made_by': shlex.join(['python', 'data/toyfaces/prepare.py', *sys.argv[1:]]),
+                'config': config}
+        write_set(arrays, meta)
+    except (OSError, KeyboardInterrupt, multiprocessing.TimeoutError) as error:
+        sys.exit(f'{dst}: stopped, no set was written: {str(error) or "interrupted, or a process died"}')
     finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-    for k, a in enumerate(names):
-        print(f'{a:14}', *(f'{parts[f"{split}_y.npy"][:, k].mean():6.1%} of {split}' for split in SPLITS))
-    print(f'{total} images of {image_size} px in {dst}, {time.time() - t0:.0f} s')
+        shutil.rmtree(temp, ignore_errors=True)
+    for k, name in enumerate(names):
+        shares = [f'{arrays[f"{split}_y.npy"][:, k].mean():6.1%} of {split}' for split in SPLITS]
+        print(f'{name:14}', *shares)
+    print(f'{sum(counts.values())} images of {image_size} px in {dst}, {time.time() - started:.0f} s')

@@ -8,11 +8,13 @@ Writes {train,test}{A,B}_x.npy uint8 (N, H, W, 3) RGB, A apples, B oranges, test
 """
 
 import colorsys
+import contextlib
 import difflib
 import json
 import math
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -27,26 +29,41 @@ n_train = 2000  # training images of each domain; fewer for a quick try, the fir
 n_test = 200  # test images of each domain, with masks; more for tighter localisation figures
 clutter = 1.0  # 0: one plain colour behind the fruit, 1: full textures and objects; lower if attention finds nothing
 seed = 0  # another seed, other images; every image has its own stream of random numbers
-workers = 0  # processes; 0: one per core, 1: none besides this one. The result does not depend on it
+workers = 0  # processes; 0: one per core, 1: one. The result does not depend on it
 dst = os.path.dirname(os.path.abspath(__file__))  # folder the arrays go to; elsewhere to keep several variants
 force = False  # True: redo what is already there with other settings
 # -----------------------------------------------------------------------------
-config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
-cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
-for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overrides the block above
-    if arg in ('-h', '--help'):
-        print(__doc__ + open(__file__).read().split('# ' + '-' * 77)[1])
+# On the command line --key=value overrides a global of this block, and keeps its type.
+config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, str))]
+options = sys.argv[1:] if __name__ == '__main__' else []
+for option in options:
+    if option in ('-h', '--help'):
+        print(__doc__ or '', open(__file__, encoding='utf-8').read().split('# ' + '-' * 77)[1])
         sys.exit()
-    key, eq, val = arg.removeprefix('--').partition('=')
-    if not arg.startswith('--') or not eq or key not in config_keys:
-        close = difflib.get_close_matches(key, config_keys) or config_keys
-        sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
+    key, equals, value = option.removeprefix('--').partition('=')
+    if not option.startswith('--') or key not in config_keys:
+        similar = difflib.get_close_matches(key, config_keys) or config_keys
+        sys.exit(f"{option}: not a --key=value of this script. Similar: {', '.join(similar)}")
+    default = globals()[key]
+    if not equals:
+        sys.exit(f'{option}: wants a value, say --{key}={True if default is False else default}')
     try:
-        val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
-        globals()[key] = val
-    except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
+        if isinstance(default, bool):
+            value = {'True': True, 'False': False}[value]
+        elif isinstance(default, str):
+            # The shell leaves the ~ of --key=~/folder as it is.
+            value = ','.join(os.path.expanduser(part) for part in value.split(','))
+        else:
+            value = type(default)(value)
+    except (KeyError, ValueError):
+        wanted = 'True or False' if isinstance(default, bool) else f'a number like {default}'
+        sys.exit(f'{option}: wants {wanted}')
+    # Numbers are finite and at least 0; those that count something, at least 1.
+    may_be_0 = default == 0 or key in ('max_iters', 'pool_size', 'max_bad', 'seed')
+    lowest = 1 if type(default) is int and not may_be_0 else 0
+    if not isinstance(value, str) and not lowest <= value < float('inf'):
+        sys.exit(f'{option}: wants a finite number, at least {lowest}')
+    globals()[key] = value
 # -----------------------------------------------------------------------------
 config = {k: globals()[k] for k in config_keys}
 DOMAINS, SPLITS = ['apple', 'orange'], ['train', 'test']  # A, B
@@ -267,51 +284,91 @@ def draw_rows(job):
     return {f'{name}_{k}.npy': np.stack(a) for k, a in zip(kinds, scenes)}
 
 
+def stop_if_there(counts, files):
+    """Returns if dst holds no set; else exits: with 0 if these settings made it and it is whole, else with 1."""
+    if force or not os.path.exists(f'{dst}/meta.json'):
+        return
+    old = {}
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        with open(f'{dst}/meta.json', encoding='utf-8') as file:
+            old = dict(json.load(file)['config'])
+    differ = []
+    for key, value in config.items():
+        if key not in ('dst', 'workers', 'force') and old.get(key) != value:
+            differ.append(f'{key} {old.get(key)!r} -> {value!r}')
+    for name in files:
+        rows = 0
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            rows = len(np.load(f'{dst}/{name}', mmap_mode='r'))
+        if rows != counts[name.partition('_')[0]]:
+            differ.append(f'{name} missing or damaged')
+    if differ:
+        sys.exit(f'{dst} holds another set ({", ".join(differ)}): --force=True redoes it, --dst= puts it elsewhere')
+    print(f'already there: {dst}')
+    sys.exit()
+
+
+def draw_all(counts, files):
+    """-> {name of a file: its array}, drawn by several processes."""
+    jobs = []
+    for split, n in counts.items():
+        jobs += [(split, start, min(start + 20, n), config) for start in range(0, n, 20)]
+    parts = {name: [] for name in files}
+    total = sum(counts.values())
+    done = 0
+    started = time.time()
+    shown = started
+    # Workers do not hear Ctrl-C: this process ends them.
+    with multiprocessing.Pool(workers or os.cpu_count(), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        # For this process, but not for workers, being ended is like Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        results = pool.imap(draw_rows, jobs)
+        for _, start, end, _ in jobs:
+            # A worker that the system killed never answers.
+            for name, rows in results.next(timeout=120).items():
+                parts[name].append(rows)
+            done += end - start
+            if time.time() - shown > 2:
+                shown = time.time()
+                rate = done / (shown - started)
+                print(f'{done}/{total} images | {rate:.0f}/s | eta {(total - done) / rate:.0f} s', flush=True)
+    return {name: np.concatenate(parts.pop(name)) for name in files}
+
+
+def write_set(arrays, meta):
+    """Writes all to a temporary folder, then moves it into place, meta.json last: it says that all is complete."""
+    for name, array in arrays.items():
+        np.save(f'{temp}/{name}', array)
+    with open(f'{temp}/meta.json', 'w', encoding='utf-8') as file:
+        json.dump(meta, file, indent=1)
+    # A mix of old and new must not look complete.
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(f'{dst}/meta.json')
+    for name in [*arrays, 'meta.json']:
+        os.replace(f'{temp}/{name}', f'{dst}/{name}')
+
+
 if __name__ == '__main__':
-    t0, dst = time.time(), os.path.abspath(os.path.expanduser(dst))
-    for wrong in [wrong for ok, wrong in (
-        (image_size % 8 == 0 and 32 <= image_size <= 256, f'--image_size={image_size}: wants 32, 40, 48, ... 256'),
-        (n_train and n_test and clutter <= 1, '--n_train, --n_test want 1 or more images, --clutter 0 to 1'),
-    ) if not ok]:
-        sys.exit(wrong)
-    counts, tmp = {'trainA': n_train, 'trainB': n_train, 'testA': n_test, 'testB': n_test}, f'{dst}/.tmp'
-    files = [f'{name}_x.npy' for name in counts] + ['testA_m.npy', 'testB_m.npy', 'meta.json']
-    if os.path.exists(f'{dst}/meta.json') and not force:  # is it there already?
-        try:
-            old = dict(json.load(open(f'{dst}/meta.json'))['config'])
-        except (OSError, ValueError, KeyError, TypeError):
-            old = {}
-        wanted = {k: v for k, v in config.items() if k not in ('dst', 'workers', 'force')}
-        differ = [f'{k} {old.get(k)!r} -> {v!r}' for k, v in wanted.items() if old.get(k) != v]
-        differ += [f'{f} missing' for f in files if not os.path.exists(f'{dst}/{f}')]
-        if differ:
-            sys.exit(f'{dst} holds another set ({", ".join(differ)}): --force=True redoes it, --dst= puts it elsewhere')
-        sys.exit(print(f'already there: {dst}'))
-    done, total, said, parts = 0, sum(counts.values()), t0, {f: [] for f in files[:-1]}
+    sys.stdout.reconfigure(errors='backslashreplace')
+    started = time.time()
+    dst = os.path.abspath(dst)
+    temp = f'{dst}/.tmp'
+    if image_size % 8 or not 32 <= image_size <= 256:
+        sys.exit(f'--image_size={image_size}: wants 32, 40, 48, ... 256')
+    if clutter > 1:
+        sys.exit(f'--clutter={clutter}: wants a number from 0 to 1')
+    counts = {'trainA': n_train, 'trainB': n_train, 'testA': n_test, 'testB': n_test}
+    files = [f'{split}_x.npy' for split in counts] + ['testA_m.npy', 'testB_m.npy']
+    stop_if_there(counts, files)
     try:
-        os.makedirs(tmp, exist_ok=True)
-        jobs = [(name, lo, min(lo + 20, n), config) for name, n in counts.items() for lo in range(0, n, 20)]
-        with multiprocessing.Pool(workers or os.cpu_count(), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended is like Ctrl-C, but not for workers
-            results = pool.imap(draw_rows, jobs)
-            for name, lo, hi, _ in jobs:
-                for f, a in results.next(timeout=120).items():  # a worker that the system killed never answers
-                    parts[f].append(a)
-                done += hi - lo
-                if time.time() - said > 2:
-                    said, rate = time.time(), done / (time.time() - t0)
-                    print(f'{done}/{total} images | {rate:.0f}/s | eta {(total - done) / rate:.0f} s', flush=True)
-        for f, a in parts.items():
-            np.save(f'{tmp}/{f}', np.concatenate(a))
-        meta = dict(dataset='toyfruit', label='unpaired', image_size=image_size, domains=DOMAINS, counts=counts,
-                    made_by=' '.join(['python data/toyfruit/prepare.py', *sys.argv[1:]]), config=config)
-        with open(f'{tmp}/meta.json', 'w') as file:
-            json.dump(meta, file, indent=1)
-        open(f'{dst}/meta.json', 'w').close()  # a mix of old and new must not look complete
-        for f in files:  # meta.json last: it says that all the rest is complete
-            os.replace(f'{tmp}/{f}', f'{dst}/{f}')
-    except (OSError, KeyboardInterrupt, multiprocessing.TimeoutError) as e:
-        sys.exit(f'{dst}: stopped, no set was written: {str(e) or "interrupted, or a process died"}')
+        os.makedirs(temp, exist_ok=True)
+        arrays = draw_all(counts, files)
+        meta = {'dataset': 'toyfruit', 'label': 'unpaired', 'image_size': image_size, 'domains': DOMAINS,
+                'counts': counts, 'made_by': shlex.join(['python', 'data/toyfruit/prepare.py', *sys.argv[1:]]),
+                'config': config}
+        write_set(arrays, meta)
+    except (OSError, KeyboardInterrupt, multiprocessing.TimeoutError) as error:
+        sys.exit(f'{dst}: stopped, no set was written: {str(error) or "interrupted, or a process died"}')
     finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-    print(f'{total} images of {image_size} px in {dst}, {time.time() - t0:.0f} s')
+        shutil.rmtree(temp, ignore_errors=True)
+    print(f'{sum(counts.values())} images of {image_size} px in {dst}, {time.time() - started:.0f} s')
