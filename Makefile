@@ -4,7 +4,9 @@
 # make bench      speed of the training steps: 4 minutes on a CPU core; out/bench/
 # make bench-gpu  that at the paper's sizes, and the tests that need a GPU
 # make picture    a longer look, 64 px faces of full variety: hours on 2 CPU cores; ITERS=
-# make results    tables 1-4 in small, on drawn faces: hours on 2 EPYC cores; by the logs 50 minutes for TABLES=table1
+# make results    tables 1-4 in small, on drawn faces: hours on 2 EPYC cores; by the logs 50 minutes for TABLES=table1;
+#                 also TABLES=again, late, lite, validation, uag
+# make page       results/README.md, the README's results and summary.svg again, from the JSON
 # make clean      removes the demos and .venv, no other run
 # make tables     the paper's tables at its sizes: CelebA, 128 px, a GPU; TRAIN=, STUDENT=, EVAL=, SEEDS=, TABLES=
 # All but the tables (their data) start from a fresh clone, and pick up where they were when run again.
@@ -22,7 +24,7 @@ endif
 ifeq ($(PY),.venv/bin/python)
 INSTALLED = .venv/installed
 endif
-.PHONY: demo demo-uag test bench bench-gpu picture results tables clean
+.PHONY: demo demo-uag test bench bench-gpu picture results tables page clean
 .DELETE_ON_ERROR:
 
 .venv/installed: requirements.txt
@@ -98,6 +100,9 @@ results: $(INSTALLED)
 
 tables: $(INSTALLED)
 	$(RUN) --setting=paper --jobs=1
+
+page: $(INSTALLED)
+	$(PY) results/run.py --page=True
 
 clean:
 	rm -rf out/demo out/demo-uag .venv

@@ -86,7 +86,7 @@ def overlay(x, A):
     A = A / A.amax((1, 2), keepdim=True).clamp_min(1e-12)
     colors = torch.tensor(COLORS, device=x.device) / 127.5 - 1
     # Where A lies among the colours: between which two of them, and how far from the first.
-    first = (A * 4).long().clamp(max=3)
+    first = (A * 4).long().clamp(0, 3)
     step = A * 4 - first
     heat = torch.lerp(colors[first], colors[first + 1], step[..., None])  # (B, H, W, 3)
     heat = heat.permute(0, 3, 1, 2)

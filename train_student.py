@@ -299,7 +299,7 @@ def save_grid(path, columns, names):
     zoom = max(1, 96 // columns[0].shape[3])
     grid = grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
     grid = F.pad(grid, (0, 0, 16, 0), value=-1)
-    picture = to_pil_image((grid / 2 + 0.5).clamp(0, 1).cpu())
+    picture = to_pil_image((127.5 * grid + 128).clamp(0, 255).byte().cpu())
     for i, name in enumerate(names):
         ImageDraw.Draw(picture).text((i * picture.width // len(names) + 2, 2), name)
     picture.save(path)
