@@ -1,37 +1,46 @@
 """
 Compares trained generators, or any two folders of images, and translates photos.
 
-    python evaluate.py --ckpt=out/teacher/ckpt.pt,out/s0/ckpt.pt,out/s10/ckpt.pt    # the paper's tables and figures
-    python evaluate.py --ckpt=out/uag/ckpt.pt,out/uag_d/ckpt.pt,out/cyclegan/ckpt.pt     # train_uag.py: both directions
-    python evaluate.py --real_dir=photos --fake_dir=fakes      # FID and KID of two folders, or of .npz statistics
-    python evaluate.py --ckpt=out/s10/ckpt.pt --input=me.jpg --attrs=Eyeglasses,Blond_Hair --out=me    # photos
+    python evaluate.py --ckpt=out/teacher/ckpt.pt,out/s0/ckpt.pt,out/s10/ckpt.pt  # tables, figures
+    python evaluate.py --ckpt=T.pt,a0.pt+a1.pt,b0.pt+b1.pt  # seeds of a, and of b, make one row each
+    python evaluate.py --ckpt=out/uag/ckpt.pt,out/cyclegan/ckpt.pt  # train_uag.py: both directions
+    python evaluate.py --real_dir=photos --fake_dir=fakes  # FID and KID of two folders
+    python evaluate.py --ckpt=out/s10/ckpt.pt --input=me.jpg --attrs=Eyeglasses,Blond_Hair --out=me
 
-Accuracy (Tables 1-4): every test image without an attribute is translated to have it; the share that a classifier
-    trained on real images calls positive. It is trained here, once per data set and settings, and cached.
-FID, KID: distances between Inception features of the real test images and of all those translations.
-FD-clf: the Frechet distance in the classifier's features instead: for comparison within one table only.
-Maps, of both kinds, and change, where the data knows the region of each attribute: measure() says what each figure is.
-Checkpoints of the same flags but different seeds become one row, mean and standard deviation.
+Accuracy (Tables 1-4): each test image without an attribute is translated to have it; the share that
+    a classifier trained on real images calls positive. It is trained here, once, and cached.
+FID, KID: distances of Inception features between the real test images and all those translations.
+FD-clf: the Frechet distance in the classifier's features, for comparison within one table only.
+Agreement: the mean cosine between a student's map and that of the first checkpoint, the teacher.
+Change and energy of maps, where the data knows the region of each attribute: see the functions.
 
-Writes to out_dir: report.html (all of it on one page), table.txt, results.json, maps.png (input, translation and map of
-each checkpoint: Fig. 4 to 8 of the paper) and stages.png (the map of every stage of the first one's G: Fig. 1).
+Writes to out_dir: results.json, table.txt, maps.png (input, translation and map of each checkpoint:
+Fig. 4 to 8 of the paper), stages.png (the map of every stage of the first one's G: Fig. 1) and
+report.html, one page with all of that and the learning curves.
+
+To read: evaluate_net() makes the figures of a row of the tables, StarGAN and UAG are the nets under
+test, Judge looks at their translations, and compare_checkpoints() is the whole story.
 """
 
 import base64
+import contextlib
 import difflib
 import hashlib
 import html
 import io
 import json
+import math
 import os
 import re
 import shlex
+import signal
 import socket
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -39,397 +48,1074 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradcam import GradCAM, overlay
-from train_student import find_data, load_nets, load_split, or_exit, set_attr, to_float
+from train_student import (
+    check_fields, find_data, load_ckpt, load_net, load_split, or_exit, set_attr, to_float)
 from train_uag import load_domain, whole_images
 
 # -----------------------------------------------------------------------------
-# what to compare
-ckpt = ''  # ckpt.pt files, comma-separated; the first, normally the teacher, has the D that scores the students' maps
+# checkpoints to compare
+ckpt = ''  # ckpt.pt files: a comma between rows, the teacher first; a + between seeds of one row
 dataset = ''  # '': the first checkpoint's
-split = 'test'  # 'val' while you choose settings, so that the test images still tell something at the end
+split = 'test'  # 'val' while you choose settings: so test images still tell something at the end
 # or two folders of images, of any model
-real_dir = ''  # folder, or .npz statistics (mu, sigma) as pytorch-fid writes them
-fake_dir = ''  # the same
-# or photos
-input = ''  # a photo or a folder of them, any size: the centre square is translated (train_uag.py: all of it, squashed)
-attrs = ''  # what to translate them to, each by itself; Eyeglasses+Bald: both at once; '': each that the net knows
-out = 'out/photos'  # folder for them
-paste = True  # put the translated square back into the photo; False: the square alone, as large as the net makes it
+real_dir = ''  # photos
+fake_dir = ''  # translations, the same number if you can: FID depends on it
+# or photos, and a checkpoint
+input = ''  # a photo or a folder of them: the centre square is translated (train_uag.py: all of it)
+attrs = ''  # to what, each by itself; Eyeglasses+Bald: both at once; '': each that the net knows
+out = 'out/photos'  # folder for the translations
+paste = True  # put the square back into the photo; False: the square alone, of the net's size
 # output
 out_dir = 'out/eval'  # results of an earlier run there are replaced
-n_rows = 2  # rows of the figures for each attribute
+n_rows = 4  # rows of the figures: the first attributes; more rows show more, then other faces
 # classifier
 clf_dir = 'out/clf'  # one file per data set, size and settings
-clf_arch = ''  # 'resnet50' from ImageNet weights, or 'resnet18' from scratch; '': resnet18 for drawn data
-clf_epochs = 8  # enough for drawn faces; real ones from scratch want 10 or more, fine-tuning 3 to 5
+clf_arch = ''  # 'resnet50' from ImageNet weights, 'resnet18' from scratch; '': that for drawn data
+clf_epochs = 8  # enough for drawn faces; real ones want 10 or more from scratch, 3 to 5 fine-tuning
 # FID and KID
-inception = ''  # the FID Inception's weights; '': from torch hub's cache, else downloaded; 'none': no FID
+inception = ''  # Inception's weights; '': torch hub's cache, else downloaded; 'none': no FID
 # system
 batch_size = 100  # images at a time; only memory and speed depend on it
 device = ''  # 'cpu', 'cuda', 'cuda:1'; '': the GPU if there is one
-seed = 0  # of classifier, KID's subsets and bootstrap; the rest is deterministic
+seed = 0  # of the classifier and of KID's subsets; the rest is deterministic
 # -----------------------------------------------------------------------------
-config_keys = [k for k, v in globals().items() if k[0] != '_' and type(v) in (bool, int, float, str)]
-cast = {bool: {'True': True, 'False': False}.__getitem__, int: int, float: float, str: str}
-for arg in sys.argv[1:] if __name__ == '__main__' else []:  # --key=value overrides the block above
-    if arg in ('-h', '--help'):
-        print(__doc__ + open(__file__).read().split('# ' + '-' * 77)[1])
+# On the command line --key=value overrides a global of this block, and keeps its type.
+config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, str))]
+options = sys.argv[1:] if __name__ == '__main__' else []
+for option in options:
+    if option in ('-h', '--help'):
+        print(__doc__ or '', open(__file__, encoding='utf-8').read().split('# ' + '-' * 77)[1])
         sys.exit()
-    key, eq, val = arg.removeprefix('--').partition('=')
-    if not arg.startswith('--') or not eq or key not in config_keys:
-        close = difflib.get_close_matches(key, config_keys) or config_keys
-        sys.exit(f"{arg}: not a --key=value of this script, closest: {', '.join(close)}")
+    key, equals, value = option.removeprefix('--').partition('=')
+    if not option.startswith('--') or key not in config_keys:
+        similar = difflib.get_close_matches(key, config_keys) or config_keys
+        sys.exit(f"{option}: not a --key=value of this script. Similar: {', '.join(similar)}")
+    default = globals()[key]
+    if not equals:
+        sys.exit(f'{option}: wants a value, say --{key}={True if default is False else default}')
     try:
-        val = cast[type(globals()[key])](val)
-        assert isinstance(val, str) or key.endswith(('_interval', 'n_critic', 'batch_size')) <= val < float('inf')
-        globals()[key] = val
-    except (KeyError, ValueError, AssertionError):
-        sys.exit(f"{arg}: wants a {type(globals()[key]).__name__}, finite, 0 or 1 at least, like {globals()[key]!r}")
+        if isinstance(default, bool):
+            value = {'True': True, 'False': False}[value]
+        elif isinstance(default, str):
+            # The shell leaves the ~ of --key=~/folder as it is.
+            value = ','.join(os.path.expanduser(part) for part in value.split(','))
+        else:
+            value = type(default)(value)
+    except (KeyError, ValueError):
+        wanted = 'True or False' if isinstance(default, bool) else f'a number like {default}'
+        sys.exit(f'{option}: wants {wanted}')
+    # Numbers are finite and at least 0; those that count something, at least 1.
+    may_be_0 = default == 0 or key in ('max_iters', 'pool_size', 'max_bad', 'seed')
+    lowest = 1 if type(default) is int and not may_be_0 else 0
+    if not isinstance(value, str) and not lowest <= value < float('inf'):
+        sys.exit(f'{option}: wants a finite number, at least {lowest}')
+    globals()[key] = value
 # -----------------------------------------------------------------------------
 
-FID_URL = 'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth'
-ENDINGS = ('.bmp', '.jpg', '.jpeg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')  # pytorch-fid's, in any case
+FID_URL = ('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
+           'pt_inception-2015-12-05-6726825d.pth')
+FID_NOTE = 'below 2,048 images go by KID, not by FID'
+# The kinds of maps that are measured of a StarGAN
 CAMS = ('gradcam', 'hirescam')
 
 
-def batches(items, what):
-    """Yields items (a tensor or a list) batch_size at a time, and prints rate and ETA, at most every 5 seconds."""
-    t0 = t_log = time.time()
-    for k in range(0, len(items), batch_size):
-        yield items[k:k + batch_size]
-        if time.time() - t_log > 5:
-            t_log, rate = time.time(), (k + batch_size) / (time.time() - t0)
-            print(f'{what}: {k} of {len(items)} | {rate:.3g}/s | eta {(len(items) - k) / rate:.0f} s', flush=True)
+# -----------------------------------------------------------------------------
+# 1. measures
+def accuracy(calls, column):
+    """The share of images that have the attribute in `column`, by the classifier's calls (N, c)."""
+    return calls[:, column].mean().item()
 
 
-# classifier
-def get_classifier(x, y, to_x, multi_label, path, device):
-    """Images in [-1, 1] to logits (B, c): the classifier in file `path`; if there is none, trained and put there, on
-    images x (N, H, W, 3) uint8, of which to_x makes what the nets see, and labels y (N, c)."""
-    torch.manual_seed(seed)
-    clf, lr, size = torchvision.models.resnet18(num_classes=y.shape[1]), 2e-3, min(64, len(x))
-    if clf_arch == 'resnet50':
-        clf, lr = torchvision.models.resnet50(weights='IMAGENET1K_V2'), 2e-4
-        clf.fc = torch.nn.Linear(clf.fc.in_features, y.shape[1])
-    if not os.path.exists(path):
-        opt = torch.optim.AdamW(clf.to(device).parameters(), lr, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=clf_epochs * (len(x) // size))
-        for epoch in range(clf_epochs):
-            for i in torch.randperm(len(x))[:len(x) // size * size].split(size):
-                x_b, y_b = to_x(x[i].to(device)), y[i].to(device)
-                logits = clf(torch.where((torch.rand(size, 1, 1, 1) < 0.5).to(device), x_b.flip(3), x_b))
-                # a loss of its own: an experiment with cls_loss in a training script must not change the measure
-                loss = F.binary_cross_entropy_with_logits(logits, y_b, reduction='sum') / size if multi_label else (
-                    F.cross_entropy(logits, y_b))
-                opt.zero_grad()
-                loss.backward()
-                opt.step()
-                schedule.step()
-            print(f'classifier: epoch {epoch + 1} of {clf_epochs}, loss {loss.item():.3g}', flush=True)
-        write_file(path, lambda f: torch.save(clf.state_dict(), f))
-    with or_exit(f'{path}: the classifier kept there is damaged, delete it'):
-        clf.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-    return clf.to(device).eval().requires_grad_(False)
-
-
-# FID and KID
-def load_inception(path, device):
-    """The Inception of the FID papers (2015's TensorFlow graph) -> net of (B, 3, 299, 299) in [-1, 1] to (B, 2048). It
-    differs from torchvision's in the pools of its blocks: the averages leave the padding out, the last is a maximum.
-    path '': from torch hub's cache, else downloaded; None, saying so, where that fails."""
-    try:
-        socket.setdefaulttimeout(20)  # else minutes go by behind a firewall that answers nothing
-        weights = None if path else torch.hub.load_state_dict_from_url(  # the hash is in the name
-            FID_URL, map_location='cpu', progress=False, check_hash=True, weights_only=True)
-    except Exception as e:  # urllib raises a dozen kinds
-        print(f'warning: no FID, for want of weights ({e}); --inception= takes a copy of {FID_URL}', flush=True)
-        return None
-    with or_exit(f"--inception={path}: not FID's Inception, which is {FID_URL}"):
-        weights = weights or torch.load(path, map_location='cpu', weights_only=True)
-        with torch.device('meta'):  # no time and no random numbers spent on weights that are replaced
-            net = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
-        net.load_state_dict(weights, assign=True)
-    for name, block in net.named_children():
-        if hasattr(block, 'branch_pool'):  # in goes this pool's result instead of what torchvision's forward() hands it
-            pooled, average = [], torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)
-            pool = torch.nn.MaxPool2d(3, 1, 1) if name == 'Mixed_7c' else average
-            block.register_forward_pre_hook(lambda _, args, pool=pool, pooled=pooled: pooled.append(pool(args[0])))
-            block.branch_pool.register_forward_pre_hook(lambda _, args, pooled=pooled: pooled.pop())
-    net.fc = torch.nn.Identity()
-    return net.to(device).float().eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def inception_features(net, images):
-    """uint8 images, each (3, H, W), of any sizes -> features (B, 2048) float64 on the CPU. Scaled to 299 px as
-    pytorch-fid does it, bilinearly and without antialiasing, or the figures would not compare."""
-    device = next(net.parameters()).device
-    x = [F.interpolate(image[None].to(device).float() / 255, (299, 299), mode='bilinear') for image in images]
-    return net(2 * torch.cat(x) - 1).double().cpu()
-
-
-def frechet_distance(mean1, cov1, mean2, cov2):
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians, float64 (d,) and (d, d) -> float >= 0.
-    C1 C2 has the eigenvalues of the symmetric C1^(1/2) C2 C1^(1/2), so no general matrix root is needed."""
+def frechet_distance(real, fake):
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of features (N, d) and (M, d), their means and
+    covariances, in float64 -> float >= 0; NaN of a single image. C1 C2 has the eigenvalues of
+    C1^(1/2) C2 C1^(1/2), which is symmetric.
+    """
+    if min(len(real), len(fake)) < 2:
+        return math.nan
+    cov1 = real.T.cov()
+    cov2 = fake.T.cov()
     values, vectors = torch.linalg.eigh(cov1)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    covmean = torch.linalg.eigvalsh(root @ cov2 @ root).clamp_min(0).sqrt().sum()
-    return max((((mean1 - mean2) ** 2).sum() + cov1.trace() + cov2.trace() - 2 * covmean).item(), 0.0)
+    root_trace = torch.linalg.eigvalsh(root @ cov2 @ root).clamp_min(0).sqrt().sum()
+    distance = ((real.mean(0) - fake.mean(0)) ** 2).sum() + cov1.trace() + cov2.trace() - 2 * root_trace
+    return max(distance.item(), 0.0)
 
 
-def kid(real, fake, generator):
-    """Kernel Inception distance (Binkowski et al. 2018) of features (N, d) and (M, d) -> mean, standard deviation.
-    Unbiased MMD^2 with k(x, y) = (x.y / d + 1)^3, over 100 subsets of n = min(1000, N, M) drawn without replacement.
-    With N = M <= 1000 there is one subset, the whole, and no deviation: NaN."""
-    n, values = min(1000, len(real), len(fake)), []
-    for _ in range(100):
-        x, y = (f[torch.randperm(len(f), generator=generator)[:n]] for f in (real, fake))
-        kxx, kyy, kxy = (((a @ b.T) / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-        off = sum((k.sum() - k.trace()) / (n * (n - 1)) for k in (kxx, kyy))
-        values.append((off - 2 * kxy.mean()).item())
-        if n == len(real) == len(fake):
-            return values[0], float('nan')
-    return float(np.mean(values)), float(np.std(values))
+def kid(real, fake, seed):
+    """Kernel Inception distance (Binkowski et al. 2018) of features (N, d) and (M, d).
 
-
-def stats_of(features):
-    """A list of features (B, d) float64 -> mean (d,), covariance (d, d), and the features (N, d)."""
-    features = torch.cat(features)
-    return features.mean(0), features.T.cov(), features
-
-
-def distances(real, fake):
-    """Two stats_of Inception features -> dict of fid and, where the features are known, kid and kid_std."""
-    found = dict(fid=frechet_distance(*real[:2], *fake[:2]))
-    if real[2] is not None and fake[2] is not None:
-        found['kid'], found['kid_std'] = kid(real[2], fake[2], torch.Generator().manual_seed(seed))
-    return found
-
-
-def stats_of_files(path, device):
-    """stats_of the Inception features of a folder's images, or those in an .npz file; a line that says how many."""
-    with or_exit(f'{path}: cannot be used'):
-        if path.endswith('.npz'):
-            mu, sigma = (torch.from_numpy(np.load(path)[k]).double() for k in ('mu', 'sigma'))
-            assert (*mu.shape, *sigma.shape) == (2048,) * 3, f'mu {mu.shape} and sigma {sigma.shape} are not of 2048'
-            return (mu, sigma, None), f'{path}: statistics'
-        files = list_images(path)
-        net = load_inception(inception, device) or sys.exit('FID of images needs the Inception weights')
-        # RGB as pytorch-fid takes it: by Pillow, neither turned nor put on white
-        read = lambda name: torch.from_numpy(np.array(Image.open(name).convert('RGB'))).permute(2, 0, 1)
-        features = [inception_features(net, map(read, some)) for some in batches(files, path)]
-        return stats_of(features), f'{path}: {len(files)} images'
-
-
-# the nets under test: both kinds look alike from here on
-class StarGAN:
-    """A train_teacher.py or train_student.py checkpoint. Labels y are (B, len(attrs)), a target is a name of attrs."""
-
-    def __init__(self, c, nets):
-        self.attrs, self.size, self.exclusive = c['attrs'], c['d_args']['image_size'], c['exclusive']
-        self.G, self.D, self.parts, config = nets['G'], nets['D'], [nets['G']], c['config']
-        self.hooks, self.to_x = [GradCAM(self.G.res[-1])], lambda x: to_float(x, self.size)
-        self.tau, self.teacher = None, self  # whose D explains the maps; main sets a student's
-        self.cam = config['cam'] if config.get('lambda_att') else None  # the map it was trained with, to be drawn
-        self.pairs = dict(zip(self.attrs, (config.get('pseudo') or ','.join(self.attrs)).split(',')))  # {c: c_pse}
-
-    def translate(self, x, y, name):
-        return self.G(x, set_attr(y, self.attrs.index(name), self.exclusive))
-
-    def maps(self, x, y, name, cams=CAMS):
-        """-> translation, and maps (B, h, w) of each kind in cams, at each hook; none if no D has a score for it."""
-        x_fake, maps = self.translate(x, y, name), []
-        if self.pairs[name] in self.teacher.attrs:
-            y_c = self.teacher.D(x_fake)[1][:, self.teacher.attrs.index(self.pairs[name])]
-            for hook in self.hooks:
-                for hook.cam in cams:
-                    maps.append(hook(y_c, retain_graph=True))
-        return x_fake.detach(), maps
-
-
-class UAG:
-    """A train_uag.py checkpoint: attrs are its two domains, and to translate to the one is to start from the other."""
-
-    def __init__(self, c, nets):
-        self.attrs, self.size, self.cam, self.tau = c['domains'], c['image_size'], None, c['config']['tau']
-        self.pairs, self.to_x = dict(zip(self.attrs, self.attrs)), lambda x: whole_images(x, self.size)
-        self.nets = {c['domains'][1]: (nets.get('A_s'), nets['G_st']), c['domains'][0]: (nets.get('A_t'), nets['G_ts'])}
-        self.parts = [net for net in self.nets[c['domains'][1]] if net]  # of one direction
-        self.tau_G = self.tau if c['switched'] and c['config']['hard'] else None
-        self.script = sys.modules[type(nets['G_st']).__module__]
-        self.translate = lambda x, y, name: self.maps(x, y, name)[0]
-
-    def maps(self, x, y, name, cams=None):
-        """-> translation, [map (B, H, W) in [0, 1]], none without attention."""
-        x_fake, a, _ = self.script.translate(x, *self.nets[name], self.tau_G)
-        return x_fake, [a[:, 0]] if self.nets[name][0] else []
-
-
-# measures
-def measure(x, x_fake, maps, m, tau=None):
-    """Change x_fake - x of images (B, 3, H, W), and maps [(B, h, w), ...], against regions m (B, H, W) bool.
-
-    -> {measure: (B,) float64}. leak, object: mean |x_fake - x| outside and inside, images in [-1, 1]. Of each map, one
-    for each of CAMS: energy: its share inside over the region's share of the image, 1 for a map that knows nothing;
-    point: 1 where its maximum lies inside; IoU with its highest pixels, as many as the region has; these are NaN where
-    map or region are zero everywhere; dead: 1 where the map is. With tau it is a mask A of train_uag.py: IoU of
-    [A >= tau], mean of A inside and outside.
+    Unbiased MMD^2 with k(x, y) = (x.y / d + 1)^3 -> mean and standard deviation over 100 subsets
+    of n = min(1000, N, M). With n = N = M there is one, the whole, and the deviation is NaN.
     """
-    inside = m.flatten(1).double()
-    area = inside.sum(1)
-    mean = lambda v, w: (v * w).sum(1) / w.sum(1).clamp_min(1)
+    def kernel(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    n = min(1000, len(real), len(fake))
+    if n < 2:
+        return math.nan, math.nan
+    generator = torch.Generator().manual_seed(seed)
+    n_subsets = 1 if n == len(real) == len(fake) else 100
+    values = []
+    for _ in range(n_subsets):
+        x = real[torch.randperm(len(real), generator=generator)[:n]]
+        y = fake[torch.randperm(len(fake), generator=generator)[:n]]
+        within = kernel(x, x).fill_diagonal_(0).sum() + kernel(y, y).fill_diagonal_(0).sum()
+        values.append((within / (n * (n - 1)) - 2 * kernel(x, y).mean()).item())
+    return float(np.mean(values)), float(np.std(values)) if n_subsets > 1 else math.nan
+
+
+def mean_where(v, mask):
+    """The mean of each row of v (B, n) where the mask (B, n) is 1; 0 where it nowhere is."""
+    return (v * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+
+def change_measures(x, x_fake, region):
+    """Images (B, 3, H, W) in [-1, 1], regions (B, H, W) bool -> {measure: (B,) float64}.
+
+    leak, object: mean |x_fake - x| outside and inside the region of what was to change.
+    """
     change = (x_fake - x).abs().mean(1).flatten(1).double()
-    found = dict(leak=mean(change, 1 - inside), object=mean(change, inside))
-    for cam, A in zip(CAMS, maps):
-        A = F.interpolate(A[:, None].double(), m.shape[1:], mode='bilinear').flatten(1)
-        if tau is not None:
-            on = (A >= tau).double()
-            return found | {'IoU': (on * inside).sum(1) / ((on + inside) > 0).sum(1).clamp_min(1),
-                            'A inside': mean(A, inside), 'A outside': mean(A, 1 - inside)}
-        rank, dead = A.argsort(dim=1, descending=True, stable=True).argsort(1), A.amax(1) <= 0  # rank 0: the highest
-        both = (inside * (rank < area[:, None])).sum(1)
-        of = dict(energy=(A * inside).sum(1) / A.sum(1) / (area / inside.shape[1]),
-                  point=inside.gather(1, A.argmax(1, keepdim=True))[:, 0], IoU=both / (2 * area - both))
-        found |= {f'{cam} {k}': torch.where(dead | (area == 0), torch.nan, v) for k, v in of.items()}
-        found[f'{cam} dead'] = dead.double()
-    return found
+    inside = region.flatten(1).double()
+    return {'leak': mean_where(change, 1 - inside), 'object': mean_where(change, inside)}
 
 
-def bootstrap(a, b, n=2000):
-    """Mean accuracy of a minus that of b, and its 95 % interval by resampling the test images, the same for both.
-    a, b: (N, c) hits in [0, 1], NaN where an image is not translated to an attribute. -> difference, low, high."""
-    d = (a - b).double().numpy()
-    d = d[:, ~np.isnan(d).all(0)]  # attributes that both know
-    mean = lambda i: np.nanmean(d[i], 0).mean()  # over images, then over attributes
-    interval = scipy.stats.bootstrap((np.arange(len(d)),), mean, n_resamples=n, vectorized=False, method='percentile',
-                                     rng=np.random.default_rng(seed)).confidence_interval
-    return mean(slice(None)), interval.low, interval.high
+def cam_measures(cam, A, region):
+    """Maps A (B, h, w) of kind `cam`, regions (B, H, W) bool -> {measure: (B,) float64}.
+
+    energy: the map's share inside over the region's share of the image; 1 if it knows nothing.
+    point: 1 where its maximum lies inside. NaN where map or region are zero everywhere.
+    """
+    A = F.interpolate(A[:, None].double(), region.shape[1:], mode='bilinear').flatten(1)
+    inside = region.flatten(1).double()
+    area = inside.mean(1)
+    # NaN here is NaN in all that is made of it.
+    inside[(A.amax(1) <= 0) | (area == 0)] = math.nan
+    energy = (A * inside).sum(1) / A.sum(1) / area
+    return {f'{cam} energy': energy, f'{cam} point': inside.gather(1, A.argmax(1, keepdim=True))[:, 0]}
+
+
+def agreement(A, A_teacher):
+    """The cosine between maps (B, h, w) -> (B,) float64; 0 where one of them is zero everywhere."""
+    return F.cosine_similarity(A.flatten(1).double(), A_teacher.flatten(1).double(), eps=1e-30)
+
+
+def mask_measures(a, region, tau):
+    """Maps a (B, H, W) in [0, 1] of an attention net, regions -> {measure: (B,) float64}.
+
+    IoU: of the region with [a >= tau], which is what D sees. A: means of the map.
+    """
+    a = a.flatten(1).double()
+    inside = region.flatten(1).double()
+    on = (a >= tau).double()
+    iou = (on * inside).sum(1) / (on + inside > 0).sum(1).clamp_min(1)
+    return {'IoU': iou, 'A inside': mean_where(a, inside), 'A outside': mean_where(a, 1 - inside)}
 
 
 @torch.no_grad()
 def cost(net, x, y, name):
-    """Parameters, multiply-adds and median ms for one image; images/s of 64."""
-    from torch.utils.benchmark import Timer  # here: it warns of a CUDA toolkit without a GPU
-    def seconds(x, y):
-        return Timer('net.translate(x, y, name)', globals=dict(net=net, x=x, y=y, name=name),
-                     num_threads=torch.get_num_threads()).blocked_autorange(min_run_time=0.5).median
+    """Parameters, multiply-adds and median time of one translation; images/s of 64 at a time."""
+    # Imported here, as it may warn of a CUDA toolkit without a GPU.
+    from torch.utils.benchmark import Timer
     with FlopCounterMode(display=False) as counter:
         net.translate(x[:1], y[:1], name)
-    many = [v[torch.arange(64) % len(x)] for v in (x, y)]
-    n_params = sum(p.numel() for part in net.parts for p in part.parameters())
-    return dict(params=n_params, macs=counter.get_total_flops() // 2, latency_ms=1000 * seconds(x[:1], y[:1]),
-                images_per_s=64 / seconds(*many))
+    seconds = []
+    for n in (1, 64):
+        i = torch.arange(n) % len(x)
+        names = dict(net=net, x=x[i], y=y[i], name=name)
+        timer = Timer('net.translate(x, y, name)', globals=names, num_threads=torch.get_num_threads())
+        seconds.append(timer.blocked_autorange(min_run_time=0.5).median)
+    n_params = sum(p.numel() for p in net.parts.parameters())
+    macs = counter.get_total_flops() // 2
+    return dict(params=n_params, macs=macs, latency_ms=1000 * seconds[0], images_per_s=64 / seconds[1])
 
 
-# tables: (header, key of a result, factor, decimals); a column without a value in any row is left out
-QUALITY = [('Mean', 'accuracy', 100, 1), ('FID', 'fid', 1, 2), ('KID x100', 'kid', 100, 3),
-           ('KID std', 'kid_std', 100, 3), ('FD-clf', 'fd_clf', 1, 2)]
-MAPS = [(k, k, 1, 3) for k in ('IoU', 'A inside', 'A outside')]
-MAPS += [(f'{cam} {k}' + ' %' * (factor == 100), f'{cam} {k}', factor, decimals) for cam in CAMS
-         for k, factor, decimals in (('energy', 1, 2), ('point', 100, 1), ('IoU', 1, 2), ('dead', 100, 1))]
-MAPS += [('leak', 'leak', 1, 4), ('object', 'object', 1, 3)]
-COST = [('params', 'params', 1, 0), ('MMACs', 'macs', 1e-6, 1), ('ms, batch 1', 'latency_ms', 1, 1),
-        ('images/s, batch 64', 'images_per_s', 1, 0)]
+# -----------------------------------------------------------------------------
+# 2. the judge
+class Judge:
+    """A classifier of the data's attributes and, for FID, an Inception, or None."""
+
+    def __init__(self, classifier, multi_label, inception_net):
+        # The last layer of a ResNet classifies the features that all before it make.
+        *trunk, self.head = classifier.children()
+        self.trunk = torch.nn.Sequential(*trunk)
+        self.multi_label = multi_label
+        self.inception_net = inception_net
+
+    @torch.no_grad()
+    def look(self, x):
+        """Images (B, 3, S, S) in [-1, 1] -> a dict of what there is to say of each of them.
+
+        calls: (B, c) in {0, 1}, is the logit positive, or of exclusive classes the largest?
+        fd_clf, fid: features (B, d) of classifier and Inception, by the name of their distance.
+        """
+        features = self.trunk(x).flatten(1)
+        logits = self.head(features)
+        calls = logits > 0 if self.multi_label else logits == logits.amax(1, keepdim=True)
+        seen = {'calls': calls.float().cpu(), 'fd_clf': features.double().cpu()}
+        if self.inception_net:
+            seen['fid'] = inception_features(self.inception_net, to_uint8(x))
+        return seen
 
 
-def merge_seeds(rows):
-    """Rows -> {name: rows whose flags differ in nothing but the seed, and in where and how often a run writes}."""
-    ignored, by_config = ('seed', 'out_dir', 'resume', 'device'), {}
+def get_classifier(arch, train, net):
+    """A ResNet from what `net` sees to logits (B, c), frozen: clf_dir's, or trained and put there.
+
+    -> it, and its kind, which is another than `arch` where that has no weights to start from.
+    """
+    settings = [train.meta, arch, net.size, clf_epochs, seed, train.y.sum(0).tolist()]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:10]
+    path = f"{clf_dir}/{train.meta['dataset']}_{net.size}px_{arch}_{digest}.pt"
+    there = os.path.exists(path)
+    torch.manual_seed(seed)
+    clf = torchvision.models.resnet18(num_classes=len(train.names))
+    if arch == 'resnet50':
+        try:
+            clf = torchvision.models.resnet50(weights=None if there else 'IMAGENET1K_V2')
+        except Exception as error:
+            print(f'warning: no ImageNet weights, so a ResNet-18 from scratch: {one_line(error)}')
+            return get_classifier('resnet18', train, net)
+        clf.fc = torch.nn.Linear(clf.fc.in_features, len(train.names))
+    clf.to(train.device)
+    if there:
+        with or_exit(f'{path}: the classifier kept there is damaged, delete it'):
+            clf.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
+    else:
+        make_folder(clf_dir)
+        train_classifier(clf, 2e-4 if arch == 'resnet50' else 2e-3, train, net)
+        write_file(path, lambda file: torch.save(clf.state_dict(), file))
+    return clf.eval().requires_grad_(False), arch
+
+
+def train_classifier(clf, lr, train, net):
+    """clf_epochs times all training images, half of them flipped."""
+    size = min(64, len(train.x))
+    n_batches = len(train.x) // size
+    if size < 2:
+        sys.exit(f'{train.folder}: one training image is too few for a classifier')
+    opt = torch.optim.AdamW(clf.parameters(), lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=clf_epochs * n_batches)
+    for epoch in range(clf_epochs):
+        for rows in torch.randperm(len(train.x))[:n_batches * size].split(size):
+            x = net.to_x(train.x[rows].to(train.device))
+            y = train.y[rows].to(train.device)
+            flip = (torch.rand(size, 1, 1, 1) < 0.5).to(train.device)
+            logits = clf(torch.where(flip, x.flip(3), x))
+            # Not a training script's cls_loss: an experiment with that must not change the judge.
+            if train.multi_label:
+                loss = F.binary_cross_entropy_with_logits(logits, y, reduction='sum') / size
+            else:
+                loss = F.cross_entropy(logits, y)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            schedule.step()
+        print(f'classifier: epoch {epoch + 1} of {clf_epochs}, loss {loss.item():.3g}', flush=True)
+
+
+def load_inception(path, device):
+    """The Inception of the FID papers (2015's TensorFlow graph), with the weights of this file.
+
+    path '': from torch hub's cache, else downloaded; None, saying so, where that fails.
+    """
+    if not path:
+        # The hash that is checked is in the URL; what goes wrong has a dozen kinds of exceptions.
+        try:
+            weights = torch.hub.load_state_dict_from_url(
+                FID_URL, map_location='cpu', progress=False, check_hash=True, weights_only=True)
+        except Exception as error:
+            print(f'warning: no FID, no weights: {one_line(error)}; --inception= takes {FID_URL}')
+            return None
+    with or_exit(f"--inception={path}: not FID's Inception, which is {FID_URL}"):
+        if path:
+            weights = torch.load(path, map_location='cpu', weights_only=True)
+        # On the meta device no time is spent on weights that are replaced.
+        with torch.device('meta'):
+            net = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
+        net.load_state_dict(weights, assign=True)
+    # Unlike torchvision's, its average pools leave the padding out, and the last is a maximum.
+    for name, block in net.named_children():
+        if name == 'Mixed_7c':
+            replace_pool(block, torch.nn.MaxPool2d(3, 1, 1))
+        elif hasattr(block, 'branch_pool'):
+            replace_pool(block, torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False))
+    net.fc = torch.nn.Identity()
+    return net.to(device).float().eval().requires_grad_(False)
+
+
+def replace_pool(block, pool):
+    """Hands branch_pool of an Inception block `pool` of the block's input, not torchvision's."""
+    pooled = []
+    block.register_forward_pre_hook(lambda module, args: pooled.append(pool(args[0])))
+    block.branch_pool.register_forward_pre_hook(lambda module, args: pooled.pop())
+
+
+@torch.no_grad()
+def inception_features(net, images):
+    """uint8 images, each (3, H, W), of any sizes -> features (B, 2048) float64 on the CPU.
+
+    They are scaled to 299 px as by pytorch-fid, bilinearly, without antialiasing: FIDs compare.
+    """
+    device = next(net.parameters()).device
+    scaled = []
+    for image in images:
+        image = image[None].to(device).float() / 255
+        scaled.append(F.interpolate(image, (299, 299), mode='bilinear'))
+    return net(2 * torch.cat(scaled) - 1).double().cpu()
+
+
+# -----------------------------------------------------------------------------
+# 3. nets under test
+class StarGAN:
+    """A checkpoint of train_teacher.py or train_student.py. Labels y are (B, len(attrs)).
+
+    From outside it looks like UAG, below. Of the tables it has `table_rows`: {what follows the
+    checkpoint's name: the targets of that row}. `parts` are the nets that make a translation.
+    """
+
+    def __init__(self, ckpt, script, device):
+        self.attrs = ckpt['attrs']
+        self.table_rows = {'': self.attrs}
+        self.size = ckpt['d_args']['image_size']
+        self.exclusive = ckpt['exclusive']
+        if ckpt['g_args']['c_dim'] != len(self.attrs):
+            raise ValueError(f'its nets are not of {len(self.attrs)} attributes')
+        self.G = load_net(script.Generator, ckpt['g_args'], ckpt['G']).to(device)
+        self.D = load_net(script.Discriminator, ckpt['d_args'], ckpt['D']).to(device)
+        self.parts = torch.nn.ModuleList([self.G])
+        self.hooks = {cam: GradCAM(self.G.res[-1], cam) for cam in CAMS}
+        # The kind of map that it was trained by, if any
+        config = ckpt['config']
+        self.cam = config['cam'] if config.get('lambda_att') else None
+        # A map is of a score by the teacher's D: that of the class or, for "pseudo"-attention, of
+        # the class that stands in for it.
+        self.teacher = self
+        pseudo = config.get('pseudo') or ','.join(self.attrs)
+        self.scored = dict(zip(self.attrs, pseudo.split(',')))
+
+    def to_x(self, x):
+        return to_float(x, self.size)
+
+    def translate(self, x, y, name):
+        return self.G(x, set_attr(y, self.attrs.index(name), self.exclusive))
+
+    def maps(self, x, y, name, hooks=None):
+        """-> translation, {kind of map: (B, h, w)}; none if the teacher does not know the class."""
+        x_fake = self.translate(x, y, name)
+        maps = {}
+        if self.scored[name] in self.teacher.attrs:
+            column = self.teacher.attrs.index(self.scored[name])
+            score = self.teacher.D(x_fake)[1][:, column]
+            for cam, hook in (hooks or self.hooks).items():
+                maps[cam] = hook(score, retain_graph=True)
+        return x_fake.detach(), maps
+
+
+class UAG:
+    """A checkpoint of train_uag.py; to translate to one of its two domains, start in the other."""
+
+    def __init__(self, ckpt, script, device):
+        check_fields(ckpt, domains=list, image_size=int, switched=bool)
+        check_fields(ckpt['config'], tau=float, hard=bool)
+        s, t = ckpt['domains']
+        self.attrs = [s, t]
+        self.table_rows = {f' -> {t}': [t], f' -> {s}': [s]}
+        self.size = ckpt['image_size']
+        self.nets = {}
+        for name, A_name, G_name in ((t, 'A_s', 'G_st'), (s, 'A_t', 'G_ts')):
+            A = None
+            if ckpt['a_args']:
+                A = load_net(script.Attention, ckpt['a_args'], ckpt[A_name]).to(device)
+            self.nets[name] = A, load_net(script.Generator, ckpt['g_args'], ckpt[G_name]).to(device)
+        self.parts = torch.nn.ModuleList([net for net in self.nets[t] if net])
+        self.tau = ckpt['config']['tau']
+        self.tau_G = self.tau if ckpt['switched'] and ckpt['config']['hard'] else None
+        # That of the script that trained it, which may be an edited copy of train_uag.py
+        self.compose = script.translate
+        self.cam = None
+        self.teacher = self
+        self.scored = {s: s, t: t}
+
+    def to_x(self, x):
+        return whole_images(x, self.size)
+
+    def translate(self, x, y, name):
+        return self.maps(x, y, name)[0]
+
+    def maps(self, x, y, name, hooks=None):
+        """-> translation, {'mask': map (B, H, W) in [0, 1]}; none without attention nets."""
+        A, G = self.nets[name]
+        x_fake, a, _ = self.compose(x, A, G, self.tau_G)
+        return x_fake, {'mask': a[:, 0]} if A else {}
+
+
+def load_checkpoint(path, device):
+    """A ckpt.pt -> net; its `about` is what the tables want to know of it."""
+    with or_exit(f'--ckpt={path}: wants a ckpt.pt that a train_*.py of this folder has written'):
+        ckpt, script = load_ckpt(path)
+        check_fields(ckpt, iter=int)
+        check_fields(ckpt['config'], dataset=str)
+        net = {'stargan': StarGAN, 'uag': UAG}[ckpt['kind']](ckpt, script, device)
+    # It is named by its folder, and by its file if that is not ckpt.pt.
+    folder, file = os.path.abspath(path).split(os.sep)[-2:]
+    label = folder if file == 'ckpt.pt' else f"{folder}-{file.removesuffix('.pt')}"
+    net.about = {'label': label, 'path': path}
+    net.about |= {key: ckpt[key] for key in ('script', 'iter', 'config')}
+    return net
+
+
+def load_checkpoints(text, device):
+    """ckpt.pt files, as in --ckpt= -> nets. Seeds have one `row`, the name of their row in tables."""
+    nets = []
+    rows = []
+    for part in text.split(','):
+        paths = [part] if os.path.exists(part) else part.split('+')
+        seeds = [load_checkpoint(os.path.expanduser(path), device) for path in paths]
+        labels = [net.about['label'] for net in seeds]
+        rows.append(labels[0])
+        if len(seeds) > 1:
+            # S-s0 and S-s1 become S (2 seeds).
+            stem = re.sub(r'[-_. ]+(s|seed)?\d*$', '', os.path.commonprefix(labels))
+            rows[-1] = f'{stem or labels[0]} ({len(seeds)} seeds)'
+        nets += seeds
+        for net in seeds:
+            net.row = rows[-1]
+            if type(net) is not type(nets[0]) or net.attrs != seeds[0].attrs:
+                path = net.about['path']
+                sys.exit(f'--ckpt={text}: {path} is of another kind, or of other attributes')
+    for names in (rows, [net.about['label'] for net in nets]):
+        if len(set(names)) < len(names):
+            sys.exit(f"--ckpt={text}: two of one name, {', '.join(names)}: rename folders")
+    return nets
+
+
+def share_teacher(nets):
+    """Has the first net's D score the translations of all students, so that their maps compare.
+
+    What stands in for a class with one of them does so with those that have no other.
+    """
+    known = nets[0].attrs
+    students = [net for net in nets if net.about['config'].get('teacher')]
+    stand_ins = {}
+    for net in students:
+        stand_ins |= {c: c_pse for c, c_pse in net.scored.items() if c_pse in known}
+    for net in students:
+        net.teacher = nets[0]
+        for c, c_pse in net.scored.items():
+            if c_pse not in known:
+                net.scored[c] = stand_ins.get(c, c)
+
+
+# -----------------------------------------------------------------------------
+# 4. the test set
+class Images:
+    """A part of a data set: images, labels of all its attributes, and their regions if it has them.
+
+    Two unpaired domains are here two exclusive attributes; the region of both is the object's.
+    """
+
+    def __init__(self, folder, meta, part, device):
+        self.folder = folder
+        self.meta = meta
+        self.device = device
+        self.unpaired = 'domains' in meta
+        self.multi_label = meta['label'] == 'multi'
+        # x is (N, S, S, 3) uint8, y (N, c) in {0, 1}, regions (N, c, S, S) in {0, 1}.
+        if self.unpaired:
+            self.names = meta['domains']
+            a = load_domain(folder, part + 'A')
+            b = load_domain(folder, part + 'B')
+            self.x = torch.cat([a, b])
+            self.y = torch.eye(2)[[0] * len(a) + [1] * len(b)]
+        else:
+            self.names = meta['attrs']
+            self.x, self.y = load_split(folder, meta, part, self.names)
+        self.regions = None
+        masks = sorted(Path(folder).glob(f'{part}*_m.npy'))
+        if masks:
+            with or_exit(f'{folder}: damaged, prepare the data again'):
+                masks = torch.cat([torch.from_numpy(np.load(path, mmap_mode='c')) for path in masks])
+                masks = masks.reshape(len(self.x), -1, *self.x.shape[1:3])
+                self.regions = masks.expand(-1, len(self.names), -1, -1)
+        # Images of none of the exclusive classes that the nets know are left out, as in training.
+        self.known = torch.ones(len(self.x), dtype=torch.bool)
+
+    def having(self, name):
+        """(N,) bool: the images with this attribute."""
+        return self.y[:, self.names.index(name)] == 1
+
+    def without(self, name):
+        """Rows of the images without it, to be translated."""
+        return (self.known & ~self.having(name)).nonzero().flatten()
+
+    def batch(self, net, rows):
+        """Images and labels of these rows as `net` takes them."""
+        columns = [self.names.index(name) for name in net.attrs]
+        x = net.to_x(self.x[rows].to(self.device))
+        return x, self.y[rows][:, columns].to(self.device)
+
+    def region(self, net, rows, name):
+        """Where the attribute is, (B, S, S) bool: in pixels of which it fills more than half."""
+        region = self.regions[rows, self.names.index(name)]
+        return net.to_x(255 * region[..., None].to(self.device))[:, 0] > 0
+
+
+def load_data(nets, device):
+    """-> Images to train the classifier on, and to test. Exits if a net does not go with them."""
+    folder, meta = find_data(dataset or nets[0].about['config']['dataset'])
+    unpaired = 'domains' in meta
+    with or_exit(f'{folder}/meta.json: damaged, prepare the data again'):
+        check_fields(meta, dataset=str, **{'domains' if unpaired else 'attrs': list})
+    if unpaired and split == 'val':
+        sys.exit(f'--split=val: {folder} has unpaired images, for training and testing only')
+    train = Images(folder, meta, 'train', device)
+    test = Images(folder, meta, split, device)
+    attrs_of_nets = []
+    for net in nets:
+        attrs_of_nets += net.attrs
+        fits = net.size == nets[0].size and (unpaired or meta['image_size'] % net.size == 0)
+        if not fits or isinstance(net, UAG) != unpaired or not set(net.attrs) <= set(test.names):
+            sys.exit(f"{net.about['path']}: {','.join(net.attrs)}, {net.size} px, do not go with "
+                     f"{nets[0].about['path']} or with {folder}")
+    if not test.multi_label:
+        test.known = test.y[:, [test.names.index(name) for name in attrs_of_nets]].sum(1) > 0
+    return train, test
+
+
+def batches(items, what):
+    """Yields batch_size items at a time; says where it is, at most every 5 seconds."""
+    start = last = time.time()
+    for k in range(0, len(items), batch_size):
+        yield items[k:k + batch_size]
+        done = min(k + batch_size, len(items))
+        if time.time() - last > 5:
+            last = time.time()
+            eta = (last - start) * (len(items) / done - 1)
+            print(f'{what}: {done} of {len(items)} | eta {eta:.0f} s', flush=True)
+
+
+def stack(parts):
+    """[{key: (B, ...)}, ...] -> {key: (N, ...)}"""
+    keys = parts[0] if parts else []
+    return {key: torch.cat([part[key] for part in parts]) for key in keys}
+
+
+# -----------------------------------------------------------------------------
+# 5. evaluation
+def evaluate_target(net, name, test, judge):
+    """Translates the test images without `name` to it.
+
+    -> what the judge saw in the translations, and {measure: mean over them}.
+    """
+    seen = []
+    found = []
+    for rows in batches(test.without(name), f"{net.about['label']} -> {name}"):
+        x, y = test.batch(net, rows)
+        x_fake, maps = net.maps(x, y, name)
+        # What is measured is what a PNG would keep.
+        x_fake = to_uint8(x_fake) / 127.5 - 1
+        seen.append(judge.look(x_fake))
+        measures = {}
+        if maps and net.teacher is not net:
+            # The teacher's maps of the same images, for the class that the student's are compared with.
+            x_teacher, y_teacher = test.batch(net.teacher, rows)
+            _, teacher_maps = net.teacher.maps(x_teacher, y_teacher, net.scored[name])
+            for cam in maps:
+                measures[f'{cam} agreement'] = agreement(maps[cam], teacher_maps[cam])
+        if test.regions is not None:
+            region = test.region(net, rows, name)
+            measures |= change_measures(x, x_fake, region)
+            for kind, A in maps.items():
+                if kind == 'mask':
+                    measures |= mask_measures(A, region, net.tau)
+                else:
+                    measures |= cam_measures(kind, A, region)
+        found.append(measures)
+    seen = stack(seen)
+    means = {'accuracy': accuracy(seen['calls'], test.names.index(name))}
+    for key, values in stack(found).items():
+        means[key] = values.nanmean().item()
+    return seen, means
+
+
+def evaluate_net(net, targets, test, judge, real):
+    """The figures of a row of the tables, means over its targets; 'measures' has those of each.
+
+    real: what the judge saw in the real test images.
+    """
+    fake = []
+    measures = {}
+    values = {}
+    for name in targets:
+        seen, measures[name] = evaluate_target(net, name, test, judge)
+        fake.append(seen)
+        for key, value in measures[name].items():
+            # The classifier cannot be checked on an attribute that no real image has.
+            if key != 'accuracy' or test.having(name).any():
+                values.setdefault(key, []).append(value)
+    figures = {'measures': measures, 'accuracy': math.nan}
+    figures |= {key: mean_known(of_targets) for key, of_targets in values.items()}
+    figures |= {f'-> {name}': measures[name]['accuracy'] for name in targets}
+
+    # The translations should be like the real images; in one of two domains, like those in it.
+    like = test.having(targets[0]) if test.unpaired else test.known
+    fake = stack(fake)
+    figures['n_fake'] = len(fake.get('calls', []))
+    for key in ('fd_clf', 'fid'):
+        if key in real:
+            figures[key] = frechet_distance(real[key][like], fake.get(key, []))
+    if 'fid' in real:
+        figures['kid'], figures['kid_std'] = kid(real['fid'][like], fake.get('fid', []), seed)
+    x, y = test.batch(net, torch.arange(len(test.x))[:64])
+    return figures | cost(net, x, y, (targets or net.attrs)[-1])
+
+
+def evaluate_real(net, targets, test, judge):
+    """-> what the judge sees in the real test images; of those with a target, the share it finds."""
+    seen = []
+    for rows in batches(torch.arange(len(test.x)), 'real images'):
+        x, _ = test.batch(net, rows)
+        seen.append(judge.look(x))
+    real = stack(seen)
+    found = {}
+    for name in targets:
+        found[f'-> {name}'] = accuracy(real['calls'][test.having(name)], test.names.index(name))
+    found['accuracy'] = mean_known(found.values())
+    return real, found
+
+
+def mean_known(values):
+    """The mean of those that are not NaN; NaN, without a warning, if all are."""
+    known = [v for v in values if not math.isnan(v)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def reasons(nets, rows, test):
+    """What the tables cannot show, and why -> lines."""
+    lines = []
+    for name in test.names:
+        if not any(name in net.attrs for net in nets):
+            continue
+        if not test.having(name).any():
+            lines.append(f'no {split} image has {name}: no mean of accuracy has it')
+        if len(test.without(name)) == 0:
+            lines.append(f'every {split} image has {name}: none can be translated to it')
     for row in rows:
-        settings = {k: v for k, v in row['config'].items() if k not in ignored and not k.endswith('_interval')}
-        key = json.dumps([row['script'], row['iter'], row['targets'], settings], sort_keys=True)
-        by_config.setdefault(key, []).append(row)
-    return {seeds[0]['name'] if len(seeds) == 1 else  # of S-s0 and S-s1: S (2 seeds)
-            re.sub(r'(?<=.)[-_. ]*(s|seed)?\d+(?= -> |$)', '', seeds[0]['name']) + f' ({len(seeds)} seeds)': seeds
-            for same in by_config.values() for seeds in  # a seed twice: edited code, which no flag shows, or a copy
-            ([same] if len({row['config'].get('seed') for row in same}) == len(same) else [[row] for row in same])}
+        if math.isnan(row['fd_clf']):
+            lines.append(f"{row['name']}: distances to real images want two images or more")
+    return lines
 
 
-def table(corner, columns, groups):
-    """{label: results of its seeds} -> [lines of aligned columns], mean ± deviation over seeds; [] if all is empty."""
-    def cell(results, key, factor, decimals):
-        v = factor * np.array([r.get(key, np.nan) for r in results])
-        spread = f' ± {v.std(ddof=1):,.{decimals}f}' if len(v) > 1 else ''
-        return '-' if np.isnan(v).any() else f'{v.mean():,.{decimals}f}{spread}'
-    rows = [[corner, *(c[0] for c in columns)]]
-    rows += [[label, *(cell(results, *c[1:]) for c in columns)] for label, results in groups.items()]
-    full = [column for column in zip(*rows) if set(column[1:]) != {'-'}]
-    full = [[text.rjust(max(map(len, column))) if k else text.ljust(max(map(len, column))) for text in column]
-            for k, column in enumerate(full)]
-    return ['\n'.join('  '.join(row) for row in zip(*full))] if len(full) > 1 else []
+# -----------------------------------------------------------------------------
+# 6. tables, figures, curves, page
+# How the tables show a figure: header, factor, decimals. Those of all others are its name, 1 and 2.
+SHOWN_AS = {
+    'accuracy': ('accuracy %', 100, 1),
+    'fid': ('FID', 1, 2),
+    'kid': ('KID x100', 100, 3),
+    'kid_std': ('KID std', 100, 3),
+    'fd_clf': ('FD-clf', 1, 2),
+    'gradcam point': ('gradcam point %', 100, 1),
+    'hirescam point': ('hirescam point %', 100, 1),
+    'IoU': ('IoU', 1, 3),
+    'A inside': ('A inside', 1, 3),
+    'A outside': ('A outside', 1, 3),
+    'leak': ('leak', 1, 4),
+    'object': ('object', 1, 3),
+    'params': ('parameters', 1, 0),
+    'macs': ('MMACs', 1e-6, 1),
+    'latency_ms': ('ms, batch 1', 1, 1),
+    'images_per_s': ('images/s, batch 64', 1, 0),
+}
 
 
-# figures, report
-def figure(header, rows, labels):
-    """Rows of images (3, S, S) in [-1, 1], or None, a header over the columns, a label for each row -> PIL image."""
-    side, font = rows[0][0].shape[1], ImageFont.load_default(14)
-    cell = side * max(1, round(128 / side))
-    left, top = 8 + int(max(font.getlength(label) for label in labels)), 22
-    sheet = Image.new('RGB', (left + len(header) * (cell + 4), top + len(rows) * (cell + 4)), 'white')
+def table(corner, keys, groups):
+    """{name: figures of its seeds} -> rows of text, header first: mean ± deviation over the seeds.
+
+    Figures that no row has are left out, those that could not be computed are '-'.
+    """
+    rows = [[corner]] + [[name] for name in groups]
+    for key in keys:
+        if not any(key in figures for seeds in groups.values() for figures in seeds):
+            continue
+        header, factor, decimals = SHOWN_AS.get(key, (key, 1, 2))
+        if key.startswith('-> '):
+            factor, decimals = SHOWN_AS['accuracy'][1:]
+        rows[0].append(header)
+        for row, seeds in zip(rows[1:], groups.values()):
+            values = factor * np.array([figures.get(key, math.nan) for figures in seeds])
+            text = f'{values.mean():,.{decimals}f}'
+            if len(values) > 1:
+                text += f' ± {values.std(ddof=1):,.{decimals}f}'
+            row.append('-' if np.isnan(values).any() else text)
+    return rows
+
+
+def all_tables(groups, on_real, cam):
+    """-> [(heading, what to see in it, rows of text)]; on_real: how far to trust the classifier."""
+    with_real = groups | {'real images': [on_real]}
+    summary = ['accuracy', f'{cam} agreement', f'{cam} energy', 'IoU', 'fid', 'kid', 'kid_std', 'fd_clf']
+    maps = [f'{cam} {measure}' for cam in CAMS for measure in ('agreement', 'energy', 'point')]
+    maps += ['A inside', 'A outside', 'leak', 'object']
+    return [
+        ('Does it work?',
+         'Accuracy: the share of translations that a classifier takes for what they should be; of real '
+         "images, the share that it recognises. Agreement: how like the first checkpoint's maps those of "
+         'a student are; 1 is the same. Energy: how much of a map lies where the attribute is; 1 is '
+         'chance. FID, KID, FD-clf: how far the translations are from real images; lower is better.',
+         table('summary', summary, with_real)),
+        ('Which attributes?',
+         'Accuracy of each, in %.',
+         table('accuracy, %', [key for key in on_real if key.startswith('-> ')], with_real)),
+        ('Where do they look, and what do they change?',
+         'Point: how often the highest value of a map lies where the attribute is. Leak and object: the '
+         'mean change of pixels elsewhere, and there.',
+         table('maps', maps, groups)),
+        ('What does a translation cost?',
+         'MMACs: millions of multiplications. The times are those of this machine.',
+         table('cost', ['params', 'macs', 'latency_ms', 'images_per_s'], groups)),
+    ]
+
+
+def text_table(rows):
+    """Rows of text -> lines, of aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        texts = [text.rjust(width) for text, width in zip(row, widths)]
+        texts[0] = row[0].ljust(widths[0])
+        lines.append('  '.join(texts))
+    return '\n'.join(lines)
+
+
+def mean_of(seeds, key):
+    return float(np.mean([figures.get(key, math.nan) for figures in seeds]))
+
+
+def conclusions(groups):
+    """Of a student with the attention loss and one without, if they are there: two sentences."""
+    students = {}
+    for name, seeds in groups.items():
+        if seeds[0]['config'].get('teacher'):
+            students.setdefault(seeds[0]['config']['lambda_att'] > 0, (name, seeds))
+    if len(students) < 2:
+        return []
+    name, seeds = students[True]
+    name_0, seeds_0 = students[False]
+    cam = seeds[0]['config']['cam']
+    agree = mean_of(seeds, f'{cam} agreement')
+    agree_0 = mean_of(seeds_0, f'{cam} agreement')
+    right = 100 * mean_of(seeds, 'accuracy')
+    right_0 = 100 * mean_of(seeds_0, 'accuracy')
+    if seeds[0]['targets'] != seeds_0[0]['targets'] or math.isnan(agree + agree_0 + right + right_0):
+        return []
+    n = min(len(seeds), len(seeds_0))
+    proof = 'one seed proves neither' if n == 1 else f'{n} seeds each, mind their deviations'
+    return [f'{name} was trained to look where the teacher looks: its {cam} maps agree with the '
+            f"teacher's by {agree:.2f}, those of {name_0}, without that loss, by {agree_0:.2f}.",
+            f'Its translations are right in {right:.1f} %, those without the loss in {right_0:.1f} %, '
+            f'a difference of {right - right_0:+.1f} points; {proof}.']
+
+
+def contact_sheet(header, rows, labels):
+    """Rows of images (3, S, S) in [-1, 1], or None, a header over each column -> PIL image."""
+    columns = [c for c in range(len(header)) if any(row[c] is not None for row in rows)]
+    size = rows[0][0].shape[1]
+    side = size * max(1, round(128 / size))
+    font = ImageFont.load_default(14)
+    left = 8 + int(max(font.getlength(label) for label in labels))
+    top = 22
+    sheet = Image.new('RGB', (left + len(columns) * (side + 4), top + len(rows) * (side + 4)), 'white')
     draw = ImageDraw.Draw(sheet)
-    for k, text in enumerate(header):
-        text = text if font.getlength(text) <= cell else text[:cell // 9] + '…'
-        draw.text((left + k * (cell + 4), 2), text, 'black', font)
-    for r, (row, label) in enumerate(zip(rows, labels)):
-        draw.text((2, top + r * (cell + 4) + cell // 2 - 8), label, 'black', font)
-        for k, x in enumerate(row):
-            if x is not None:
-                sheet.paste(to_image(x).resize((cell, cell), 0), (left + k * (cell + 4), top + r * (cell + 4)))
+    for k, c in enumerate(columns):
+        x = left + k * (side + 4)
+        text = header[c]
+        if font.getlength(text) > side:
+            text = text[:side // 9] + '…'
+        draw.text((x, 2), text, 'black', font)
+        for r, row in enumerate(rows):
+            y = top + r * (side + 4)
+            draw.text((2, y + side // 2 - 8), labels[r], 'black', font)
+            if row[c] is not None:
+                sheet.paste(to_image(row[c]).resize((side, side), Image.NEAREST), (x, y))
     return sheet
 
 
-def draw_figures(nets):
-    """{label: net} -> {file name: PIL image} of the figures that the docstring on top names."""
-    first, drawn = next(iter(nets.values())), next((net.cam for net in nets.values() if net.cam), 'gradcam')
-    header, rows, labels = ['input', *(text for label in nets for text in (label, 'its map'))], [], []
-    # each attribute of a student of "pseudo"-attention behind the one whose map it follows
-    for name in dict.fromkeys(n for net in nets.values() for name in net.attrs for n in (net.pairs[name], name)):
-        for row in without(name)[:n_rows]:
-            rows.append([None])
-            for net in nets.values():
-                shown = [None, None]
-                if name in net.attrs:
-                    x, y = see(net, row[None])
-                    x_fake, maps = net.maps(x, y, name, [net.cam or drawn])
-                    # Grad-CAM's lie over the input, each on its own scale; attention nets' are masks, in grey
-                    maps = [overlay(x, A) if net.tau is None else (2 * A[:, None] - 1).expand_as(x) for A in maps]
-                    rows[-1][0], shown = x[0], [x_fake[0], maps[0][0] if maps else None]
-                rows[-1] += shown
-            labels.append(name if first.tau is None else f'{next(n for n in names if n != name)} -> {name}')
-    keep = [k for k in range(len(header)) if any(row[k] is not None for row in rows)]  # a net may have no maps
-    figures = {'maps.png': figure([header[k] for k in keep], [[row[k] for k in keep] for row in rows], labels)}
-    known = [k for k, p in first.pairs.items() if first.tau is None and p in first.teacher.attrs and len(without(k))]
-    if known:
-        parts = dict(down=first.G.down[2::3], res=first.G.res, up=first.G.up[2::3])  # of conv, norm, ReLU; ...
-        stages, rows = {f'{part} {i + 1}': m for part, modules in parts.items() for i, m in enumerate(modules)}, []
-        first.hooks = [GradCAM(module) for module in stages.values()]
-        for name in known:
-            x, y = see(first, without(name)[:1])
-            x_fake, maps = first.maps(x, y, name, [first.cam or drawn])
-            rows.append([x[0], *(overlay(x, A)[0] for A in maps), x_fake[0]])
-        figures['stages.png'] = figure(['input', *stages, 'output'], rows, known)
-    return figures
+def choose_images(names, test, n):
+    """-> n times a target and the row of a test image for it, in the order of `names`.
+
+    The images are those that have the fewest others of `names`, so that no goatee goes blond.
+    """
+    n_others = test.y[:, [test.names.index(name) for name in names]].sum(1)
+    chosen = {}
+    for k in range(n):
+        rows = test.without(names[k % len(names)])
+        # Each image is taken once.
+        rows = [row for row in rows[n_others[rows].argsort(stable=True)].tolist() if row not in chosen]
+        if rows:
+            chosen[rows[0]] = names[k % len(names)]
+    return sorted([(name, row) for row, name in chosen.items()], key=lambda pair: names.index(pair[0]))
 
 
-def report(title, text, details, figures):
-    """One HTML page with everything in it: no scripts, no network, dark where the reader's system is."""
-    images = {name: base64.b64encode(open(os.path.join(out_dir, name), 'rb').read()).decode() for name in figures}
-    return ('<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><style>'
-            'body{font:16px system-ui;max-width:75rem;margin:auto;padding:1rem;color-scheme:light dark}'
-            f'pre,div{{overflow-x:auto}}</style><title>{title}</title><h1>{title}</h1><pre>{html.escape(text)}</pre>'
-            + ''.join(f'<h2>{name}</h2><div><img alt="{name}" src="data:image/png;base64,{image}"></div>'
-                      for name, image in images.items())
-            + f'<details><summary>Details</summary><pre>{html.escape(details)}</pre></details></html>')
+def shown_cam(net, nets):
+    """The kind of map that `net` was trained by or, without attention loss, the first other net."""
+    for other in [net, *nets]:
+        if other.cam in CAMS:
+            return other.cam
+    return CAMS[0]
 
 
-# files and photos
-def write_file(path, write):
-    """Has write(file) make `path`, whole or not at all, and its folder."""
+def draw_maps(nets, test):
+    """Input, and of each net translation and map: n_rows test images."""
+    names = []
+    header = ['input']
+    for net in nets:
+        header += [net.about['label'], 'its map']
+        for name in net.attrs:
+            # An attribute of "pseudo"-attention comes behind the one that stands in for it.
+            names += [net.scored[name], name]
+    names = [name for name in dict.fromkeys(names) if len(test.without(name))]
+    pairs = choose_images(names, test, n_rows)
+    rows = []
+    for name, row in pairs:
+        rows.append([test.batch(nets[0], [row])[0][0]])
+        for net in nets:
+            pictures = [None, None]
+            if name in net.attrs:
+                x, y = test.batch(net, [row])
+                x_fake, maps = net.maps(x, y, name)
+                pictures[0] = x_fake[0]
+                if 'mask' in maps:
+                    pictures[1] = (2 * maps['mask'] - 1).expand(3, -1, -1)
+                elif maps:
+                    pictures[1] = overlay(x, maps[shown_cam(net, nets)])[0]
+            rows[-1] += pictures
+    return contact_sheet(header, rows, [f'-> {name}' for name, _ in pairs])
+
+
+def draw_stages(nets, test):
+    """Input, the map of every stage of the first StarGAN's G, output: an image for each target."""
+    net = nets[0]
+    names = [name for name in net.attrs if len(test.without(name))]
+    if test.unpaired or not names:
+        return None
+    stages = {}
+    # A stage of down and up is three modules: convolution, norm, ReLU.
+    for part, step in (('down', 3), ('res', 1), ('up', 3)):
+        for i, module in enumerate(getattr(net.G, part)[step - 1::step], 1):
+            stages[f'{part} {i}'] = GradCAM(module, shown_cam(net, nets))
+    pairs = choose_images(names, test, min(n_rows, len(names)))
+    rows = []
+    for name, row in pairs:
+        x, y = test.batch(net, [row])
+        x_fake, maps = net.maps(x, y, name, stages)
+        rows.append([x[0], *[overlay(x, A)[0] for A in maps.values()], x_fake[0]])
+    return contact_sheet(['input', *stages, 'output'], rows, [f'-> {name}' for name, _ in pairs])
+
+
+def read_losses(path):
+    """The log.txt of a training script -> {loss: {iteration: value}}."""
+    losses = {}
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+        match = re.match(r'iter +(\d+)/\d+ +\|([^|]*)\|', line)
+        if match:
+            for name, value in re.findall(r'(\w+) +(-?[\d.]+(?:e[-+]?\d+)?)', match[2]):
+                losses.setdefault(name, {})[int(match[1])] = float(value)
+    return losses
+
+
+# Lines of these colours are seen on white and on black.
+COLOURS = ('#4878cf', '#e07b39', '#3f9b57', '#d1495b', '#8c61c4', '#b8860b', '#2a9fb0', '#7f7f7f')
+
+
+def draw_curves(losses):
+    """Losses as of read_losses -> SVG, a line each. The scale is linear around 0, logarithmic beyond."""
+    def scale(value):
+        return math.asinh(value / 0.05)
+
+    values = [scale(value) for curve in losses.values() for value in curve.values()]
+    low = min(0, *values) - 0.3
+    height = max(0, *values) + 0.3 - low
+    last = max(max(curve) for curve in losses.values())
+    svg = ['<svg viewBox="0 0 400 260" role="img" aria-label="losses over iterations">'
+           f'<text x="40" y="208">0</text><text x="390" y="208" text-anchor="end">{last:,}</text>']
+    for tick in (-1000, -100, -10, -1, -0.1, 0, 0.1, 1, 10, 100, 1000):
+        y = 190 - 180 * (scale(tick) - low) / height
+        if 10 < y < 190:
+            svg.append(f'<path d="M40 {y:.1f}h350" stroke="#8886"/>'
+                       f'<text x="35" y="{y:.1f}" dy="4" text-anchor="end">{tick:g}</text>')
+    for k, (name, curve) in enumerate(losses.items()):
+        style = f'fill="none" stroke-width="1.5" stroke="{COLOURS[k % len(COLOURS)]}"'
+        points = []
+        for it, value in sorted(curve.items()):
+            points.append(f'{40 + 350 * it / last:.1f},{190 - 180 * (scale(value) - low) / height:.1f}')
+        # The line, and its name below the axis
+        x = 10 + 98 * (k % 4)
+        y = 230 + 20 * (k // 4)
+        svg.append(f'<polyline points="{" ".join(points)}" {style}/><path d="M{x} {y}h20" {style}/>'
+                   f'<text x="{x + 24}" y="{y}" dy="4">{html.escape(name)}</text>')
+    return '\n'.join([*svg, '</svg>'])
+
+
+def learning_curves(nets):
+    """The losses of the runs that wrote the checkpoints -> HTML: those of D, and the others."""
+    figures = ['<div class="curves">']
+    for net in nets:
+        log = Path(net.about['path']).parent / 'log.txt'
+        losses = read_losses(log) if log.exists() else {}
+        for part, prefixes in (('discriminator', 'D_'), ('generator', ('G_', 'cyc_'))):
+            shown = {name: curve for name, curve in losses.items() if name.startswith(prefixes)}
+            caption = html.escape(f"{net.about['label']}, {part}")
+            curves = draw_curves(shown) if shown else 'no log.txt beside the checkpoint'
+            figures.append(f'<figure><figcaption>{caption}</figcaption>{curves}</figure>')
+    return '\n'.join([*figures, '</div>'])
+
+
+STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 70rem; margin: auto; padding: 1rem }
+body { overflow-wrap: break-word }
+.wide, pre { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid #8886; font-weight: normal }
+td:first-child, th:first-child { text-align: left; padding-left: 0 }
+img { max-width: 100% }
+.curves { display: flex; flex-wrap: wrap; gap: 1rem }
+figure { margin: 0; flex: 1 1 24rem; max-width: 33rem }
+svg { width: 100%; font-size: 12px; fill: currentColor }
+@media (max-width: 500px) { table { font-size: 13px } td, th { padding: .2rem .3rem } }
+"""
+CAPTIONS = {
+    'maps.png':
+        ('What do the translations look like?',
+         'Each row is a test image without the attribute on the left; behind it, for each net, its '
+         'translation and its map, light where it looks. Is the attribute there, and all else as it was? '
+         'Do the students look where the teacher does?'),
+    'stages.png':
+        ('Where does a map come from?',
+         "The map of every stage of the first net's generator, from its input to its output. Students "
+         'are trained by the last stage of res. Which stage is the first to find the attribute?'),
+    'curves':
+        ('How did training go?',
+         'Each loss is the mean since the last line of log.txt. D_real and D_fake may mirror each other; '
+         'where a generator learns, G_cls and G_rec fall, or cyc_s and cyc_t.'),
+}
+
+
+def html_table(rows):
+    """Rows of text -> HTML, in which rows are columns: there are more figures than nets."""
+    lines = []
+    for column in zip(*rows):
+        tag = 'td' if lines else 'th'
+        cells = [f'<{tag}>{html.escape(text)}</{tag}>' for text in column]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return '\n'.join(['<div class="wide"><table>', *lines, '</table></div>'])
+
+
+def report(title, answer, tables, notes, pictures, details):
+    """One page with everything in it: no scripts, no network, dark where the reader's system is."""
+    page = ['<!doctype html><html lang="en"><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>',
+            f'<p>{html.escape(answer)}</p>']
+    parts = [(heading, about, html_table(rows)) for heading, about, rows in tables]
+    parts += [(*CAPTIONS[name], picture) for name, picture in pictures.items()]
+    for heading, about, content in parts:
+        page.append(f'<h2>{html.escape(heading)}</h2><p>{html.escape(about)}</p>{content}')
+    page.append('<h2>How was it measured?</h2>')
+    page += [f'<p>{html.escape(note)}</p>' for note in notes]
+    page.append(f'<details><summary>All figures</summary><pre>{html.escape(details)}</pre></details>')
+    return '\n'.join([*page, '</html>', ''])
+
+
+# -----------------------------------------------------------------------------
+# 7. files, and the three modes
+# What data/folders/prepare.py takes for photos, and pytorch-fid for images
+ENDINGS = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
+FID_ENDINGS = ('.bmp', '.jpg', '.jpeg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+# What systems and network drives put beside photos
+SYSTEM_FOLDERS = (
+    '__macosx', '@eadir', '@__thumb', '@recently-snapshot', '@recycle', '@tmp', '#recycle', '#snapshot',
+    '$recycle.bin', 'lost+found', 'system volume information', '__pycache__')
+# The kinds of photos that are read. Not all of Pillow's: EPS, for one, would start another program.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
+
+
+def read_photo(file):
+    """The path, or the open file, of a photo -> PIL image in RGB with 8 bits, upright. Greys of 16 bits
+    and floats in [0, 1] are scaled, what is transparent becomes white. Pillow's errors if damaged."""
+    image = Image.open(file, formats=FORMATS)
+    image.load()
+    with contextlib.suppress(Exception):
+        # A mangled EXIF block says nothing about the pixels.
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] in 'IF':
+        scale = 255 if image.mode == 'F' else 1 / 257
+        grey = np.asarray(image).astype(np.float64) * scale
+        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        white = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(white, image.convert('RGBA'))
+    return image.convert('RGB')
+
+
+def is_hidden(name):
+    """Is it hidden, or in a folder where systems and network drives keep thumbnails or deleted files?"""
+    parts = name.lower().split('/')
+    return any(part.startswith('.') or part in SYSTEM_FOLDERS for part in parts)
+
+
+def list_files(path, endings):
+    """-> the files below a folder with these endings, sorted, and the others; of a file itself."""
+    if os.path.isfile(path):
+        return [path], []
+    images = []
+    others = []
+    visited = set()
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not is_hidden(name)]
+        real = os.path.realpath(folder)
+        if real in visited:
+            # A link leads to nothing new.
+            subfolders.clear()
+            names = []
+        visited.add(real)
+        for name in names:
+            kind = images if name.lower().endswith(endings) else others
+            if not is_hidden(name):
+                kind.append(os.path.join(folder, name))
+    if not images:
+        sys.exit(f'{path}: no image there')
+    return sorted(images), sorted(others)
+
+
+def one_line(error):
+    """What it says, without line breaks."""
+    return f'{type(error).__name__}: ' + ' '.join(str(error).split())[:200]
+
+
+def make_folder(path):
+    """Makes it. Where nothing can be written this ends the script now, not after an hour."""
+    with or_exit(f'{path}: cannot write there'):
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b'anything')
+
+
+def write_file(path, content):
+    """Writes a text, or has content(file) write; the whole file or nothing. Makes its folder."""
+    new = Path(f'{path}.tmp')
     with or_exit(f'{path}: cannot write it'):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(path + '.tmp', 'wb') as f:
-            write(f)
-        os.replace(path + '.tmp', path)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with new.open('wb') as file:
+                if isinstance(content, str):
+                    file.write(content.encode('utf-8', errors='backslashreplace'))
+                else:
+                    content(file)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def to_uint8(x):
@@ -442,209 +1128,206 @@ def to_image(x):
     return Image.fromarray(to_uint8(x).permute(1, 2, 0).cpu().numpy())
 
 
-def list_images(path):
-    """The image files of a folder and its subfolders, sorted, or the one file. Exits where there are none."""
-    found = [path] if os.path.isfile(path) else sorted(
-        os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
-        if name.lower().endswith(ENDINGS) and name[0] != '.')
-    return found or sys.exit(f'{path}: no image there')
+def pick_device():
+    name = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        return str(torch.zeros(1, device=name).device)
+    except Exception as error:
+        sys.exit(f'--device={name}: no such device here ({one_line(error)})')
 
 
-def translate_photos(net, device):
-    """Photos in, one PNG for each photo and target out. Nobody's labels are needed: D guesses."""
-    uag, photos, done = isinstance(net, UAG), list_images(input), 0
-    targets = [name.split('+') for name in attrs.split(',') if name] or [[name] for name in net.attrs]
-    if not {name for target in targets for name in target} <= set(net.attrs) or uag and max(map(len, targets)) > 1:
-        sys.exit(f"--attrs={attrs}: {ckpt} knows {', '.join(net.attrs)}" + ', one at a time' * uag)
-    print(f"each photo's {'whole area, squashed' if uag else 'centre square'}, at {net.size} px", flush=True)
-    for path in photos:
+def attempt(draw, *args):
+    """What draw(*args) returns; None, saying why, if it fails: an edited net may lack a part."""
+    try:
+        return draw(*args)
+    except Exception as error:
+        print(f'warning: no {draw.__name__}: {one_line(error)}')
+
+
+def compare_checkpoints():
+    """Everything about --ckpt. Results are on disk before anything is printed or drawn."""
+    start = time.time()
+    where = pick_device()
+    nets = load_checkpoints(ckpt, where)
+    share_teacher(nets)
+    train, test = load_data(nets, where)
+    # A net, the name of its row, and its targets
+    plan = []
+    targets = []
+    for net in nets:
+        for suffix, names in net.table_rows.items():
+            names = [name for name in names if len(test.without(name))]
+            plan.append((net, suffix, names))
+            targets += names
+    if not targets:
+        sys.exit(f'{test.folder}: nothing to translate, every {split} image has {nets[0].attrs[0]}')
+    make_folder(out_dir)
+    inception_net = load_inception(inception, where) if inception != 'none' else None
+    arch = clf_arch or ('resnet50' if test.regions is None else 'resnet18')
+    clf, arch = get_classifier(arch, train, nets[0])
+    judge = Judge(clf, test.multi_label, inception_net)
+    real, on_real = evaluate_real(nets[0], dict.fromkeys(targets), test, judge)
+    rows = []
+    groups = {}
+    for net, suffix, names in plan:
+        row = {'name': net.about['label'] + suffix, 'row': net.row + suffix, 'targets': names}
+        rows.append(row | net.about | evaluate_net(net, names, test, judge, real))
+        groups.setdefault(row['row'], []).append(rows[-1])
+
+    n_fake = ' and '.join(dict.fromkeys(str(row['n_fake']) for row in rows))
+    notes = [f'{len(test.x):,} {split} images of {test.folder}, {nets[0].size} px, {n_fake} '
+             f'translations a row, uint8 pixels; classifier {arch}, seed {seed}, finds '
+             f"{100 * on_real['accuracy']:.1f} % of real attributes; {where}, "
+             f'{torch.get_num_threads()} CPU threads; {time.time() - start:.0f} s']
+    if inception_net:
+        notes.append(f'FID and KID: Inception {inception or FID_URL}; {FID_NOTE}')
+    notes += reasons(nets, rows, test)
+    answer = conclusions(groups)
+    tables = all_tables(groups, on_real, shown_cam(nets[0], nets))
+    tables = [table for table in tables if len(table[-1][0]) > 1]
+    text = '\n\n'.join([text_table(table[-1]) for table in tables] + ['\n'.join(notes)])
+    details = json.dumps({
+        'command': f'python evaluate.py {shlex.join(sys.argv[1:])}',
+        'config': {key: globals()[key] for key in config_keys},
+        'notes': notes,
+        'summary': answer,
+        'versions': {module.__name__: module.__version__ for module in (torch, torchvision, np)},
+        'real': on_real,
+        'checkpoints': rows,
+    }, indent=1)
+    # JSON has no NaN.
+    details = re.sub(r'\bNaN(?=,?\n)', 'null', details)
+    write_file(f'{out_dir}/results.json', details + '\n')
+    write_file(f'{out_dir}/table.txt', '\n'.join([text, *answer, '']))
+    print(f'\n{text}\n', flush=True)
+
+    # Of several seeds the first is drawn.
+    drawn = list({net.row: net for net in reversed(nets)}.values())[::-1]
+    pictures = {}
+    for name, draw in (('maps.png', draw_maps), ('stages.png', draw_stages)):
+        image = attempt(draw, drawn, test)
+        if image:
+            write_file(f'{out_dir}/{name}', lambda file: image.save(file, 'PNG'))
+            png = base64.b64encode(Path(f'{out_dir}/{name}').read_bytes()).decode()
+            pictures[name] = f'<img alt="{name}" src="data:image/png;base64,{png}">'
+    pictures['curves'] = attempt(learning_curves, drawn)
+    title = f"{test.meta['dataset']}, {nets[0].size} px"
+    page = report(title, ' '.join(answer), tables, notes, pictures, details)
+    write_file(f'{out_dir}/report.html', page)
+    print('\n'.join([f'{out_dir}/report.html has all of this, and pictures', *answer]))
+
+
+def folder_features(files, what, net):
+    """-> Inception features (N, 2048) of image files."""
+    features = []
+    for some in batches(files, what):
+        images = []
+        for file in some:
+            # RGB as pytorch-fid takes it: by Pillow, neither turned nor put on white
+            try:
+                image = np.array(Image.open(file).convert('RGB'))
+            except Exception as error:
+                sys.exit(f'{file}: cannot be read, remove it ({one_line(error)})')
+            images.append(torch.from_numpy(image).permute(2, 0, 1))
+        features.append(inception_features(net, images))
+    return torch.cat(features)
+
+
+def compare_folders():
+    """Prints FID and KID of the images of two folders."""
+    where = pick_device()
+    files = {}
+    for folder in (real_dir, fake_dir):
+        files[folder], _ = list_files(folder, FID_ENDINGS)
+        print(f'{folder}: {len(files[folder])} images', flush=True)
+        if len(files[folder]) < 2:
+            sys.exit(f'{folder}: FID and KID want two images or more')
+    net = load_inception(inception, where)
+    if net is None:
+        sys.exit('FID of images needs the Inception weights')
+    real = folder_features(files[real_dir], real_dir, net)
+    fake = folder_features(files[fake_dir], fake_dir, net)
+    mean, std = kid(real, fake, seed)
+    line = f'fid {frechet_distance(real, fake):.5g} | kid {mean:.5g} | kid_std {std:.5g}'
+    print(f'{line}\n{FID_NOTE}; seed {seed}')
+
+
+def parse_targets(net):
+    """--attrs= -> a list of targets, each of them a list of names to be set one after the other."""
+    targets = []
+    for text in attrs.split(',') if attrs else net.attrs:
+        names = [text] if text in net.attrs else text.split('+')
+        if not set(names) <= set(net.attrs) or isinstance(net, UAG) and len(names) > 1:
+            hint = ', one at a time' if isinstance(net, UAG) else ''
+            sys.exit(f"--attrs={attrs}: {ckpt} knows {', '.join(net.attrs)}{hint}")
+        targets.append(names)
+    return targets
+
+
+def translate_photos():
+    """A PNG for each photo and target. Nobody's labels are needed: D guesses."""
+    where = pick_device()
+    net = load_checkpoint(ckpt, where)
+    uag = isinstance(net, UAG)
+    targets = parse_targets(net)
+    files, others = list_files(input, ENDINGS)
+    make_folder(out)
+    print(f"each photo's {'whole area, squashed' if uag else 'centre square'}, at {net.size} px")
+    for path in others:
+        print(f'{path}: left out, no kind of photo that is read here')
+    done = 0
+    for path in files:
         try:
-            photo = ImageOps.exif_transpose(Image.open(path))  # upright
-            if photo.has_transparency_data:
-                photo = Image.alpha_composite(Image.new('RGBA', photo.size, 'white'), photo.convert('RGBA'))
-            photo = photo.convert('RGB')
-        except Exception as e:  # Pillow raises nearly every kind on damaged files
-            print(f'{path}: left out, cannot be read: {e}', flush=True)
+            photo = read_photo(path)
+        except Exception as error:
+            print(f'{path}: left out, cannot be read ({one_line(error)})', flush=True)
             continue
-        (w, h), side = photo.size, min(photo.size)
-        box = (0, 0, w, h) if uag else ((w - side) // 2, (h - side) // 2, (w + side) // 2, (h + side) // 2)
+        # The profile of a grey or CMYK photo would spoil the colours of its RGB translation.
+        profile = photo.info.get('icc_profile') or b''
+        photo.info = {'icc_profile': profile} if profile[16:20] == b'RGB ' else {}
+        w, h = photo.size
+        side = min(w, h)
+        box = ((w - side) // 2, (h - side) // 2, (w + side) // 2, (h + side) // 2)
+        if uag:
+            box = (0, 0, w, h)
         x = np.array(photo.crop(box).resize((net.size, net.size), Image.BICUBIC))
-        x = torch.from_numpy(x).to(device).permute(2, 0, 1)[None] / 127.5 - 1
-        with torch.no_grad():
-            guess = None if uag else (net.D(x)[1] > 0).float()  # what D takes its labels for
-            for target in targets:
-                y = guess
-                for name in target[:-1]:
-                    y = set_attr(y, net.attrs.index(name), net.exclusive)
-                result = to_image(net.translate(x, y, target[-1])[0])
-                if paste:
-                    square, result = result, photo.copy()
-                    result.paste(square.resize((box[2] - box[0], box[3] - box[1]), Image.BICUBIC), box[:2])
-                name = os.path.relpath(path, input) if os.path.isdir(input) else os.path.basename(path)
-                name = f"{name.replace('.', '_')}_{'+'.join(target)}.png"
-                write_file(os.path.join(out, name), lambda f: result.save(f, 'PNG'))
-        done += 1
-    done or sys.exit(f'--input={input}: no photo there that can be read')
-    print(f'{done * len(targets)} images: {out}')
+        x = torch.from_numpy(x).to(where).permute(2, 0, 1)[None] / 127.5 - 1
+        name = os.path.relpath(path, input) if os.path.isdir(input) else os.path.basename(path)
+        for names in targets:
+            with torch.no_grad():
+                y = None if uag else (net.D(x)[1] > 0).float()
+                for other in names[:-1]:
+                    y = set_attr(y, net.attrs.index(other), net.exclusive)
+                result = to_image(net.translate(x, y, names[-1])[0])
+            if paste:
+                square = result.resize((box[2] - box[0], box[3] - box[1]), Image.BICUBIC)
+                result = photo.copy()
+                result.paste(square, box[:2])
+            # With the photo's ending: me.jpg and me.png must not become one file.
+            file_name = f"{out}/{name}_{'+'.join(names)}.png"
+            write_file(file_name, lambda file: result.save(file, 'PNG'))
+            done += 1
+    if not done:
+        sys.exit(f'--input={input}: no photo there that can be read')
+    print(f'{done} images: {out}')
 
 
 if __name__ == '__main__':
-    ckpt or real_dir and fake_dir or sys.exit('wants --ckpt= ckpt.pt files, or --real_dir= and --fake_dir= folders')
-    split in ('val', 'test') and clf_arch in ('', 'resnet18', 'resnet50') or sys.exit(
-        f'--split={split} --clf_arch={clf_arch}: want val or test, resnet18 or resnet50')
-    config, t_start = {k: globals()[k] for k in config_keys}, time.time()
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    with or_exit(f'--device={device}'):
-        torch.zeros(1, device=device)
-    if not ckpt:
-        (real, said_real), (fake, said_fake) = (stats_of_files(path, device) for path in (real_dir, fake_dir))
-        found = ' | '.join(f'{k} {v:.5g}' for k, v in distances(real, fake).items())
-        sys.exit(print(f'{said_real}\n{said_fake}\n{found}\nbelow 2,048 images go by KID, not by FID; seed {seed}'))
-
-    # checkpoints
-    paths, labels, ckpts, nets = ckpt.split(','), [], [], []
-    for path in paths:  # named by the folder, or by the file where that is not ckpt.pt
-        folder, stem = os.path.abspath(path).removesuffix('.pt').split(os.sep)[-2:]
-        labels.append(folder if stem == 'ckpt' else f'{folder}-{stem}')
-        c, parts = load_nets(path, *('stargan', 'uag') if not ckpts else [ckpts[0]['kind']])
-        with or_exit(f'{path}: damaged'):
-            ckpts.append(c)
-            nets.append((UAG if c['kind'] == 'uag' else StarGAN)(c, {k: part.to(device) for k, part in parts.items()}))
-    len(set(labels)) == len(labels) or sys.exit(f"--ckpt={ckpt}: two of one name, {', '.join(labels)}")
-    if input:
-        len(nets) == 1 or sys.exit('--input= goes with one checkpoint')
-        sys.exit(translate_photos(nets[0], device))
-
-    # data; two unpaired domains are here two classes, the regions of which are those of the object
-    uag, (data_dir, meta) = isinstance(nets[0], UAG), find_data(dataset or ckpts[0]['config']['dataset'])
-    names, multi_label, size = meta.get('domains' if uag else 'attrs', []), meta['label'] == 'multi', nets[0].size
-    for path, net in zip(paths, nets):
-        if net.size != size or not uag and meta['image_size'] % size or not set(net.attrs) <= set(names):
-            sys.exit(f"{path}: {','.join(net.attrs)}, {net.size} px, do not go with {paths[0]} or with {data_dir}")
-    if uag:
-        xs = [[load_domain(data_dir, part + side) for side in 'AB'] for part in ('train', split)]
-        ys = [torch.eye(2).repeat_interleave(torch.tensor([len(a), len(b)]), 0) for a, b in xs]
-        (train_x, train_y), (test_x, test_y) = zip(map(torch.cat, xs), ys)
+    message = f'stopped; what was complete is in {out if input else out_dir}'
+    signal.signal(signal.SIGINT, lambda signum, frame: sys.exit(message))
+    # A name that the terminal cannot show must not end a run.
+    sys.stdout.reconfigure(errors='backslashreplace')
+    if split not in ('val', 'test'):
+        sys.exit(f'--split={split}: wants val or test')
+    if clf_arch not in ('', 'resnet18', 'resnet50'):
+        sys.exit(f'--clf_arch={clf_arch}: wants resnet18 or resnet50')
+    # A download behind a silent firewall would take minutes to fail.
+    socket.setdefaulttimeout(20)
+    if ckpt and input:
+        translate_photos()
+    elif ckpt:
+        compare_checkpoints()
+    elif real_dir and fake_dir:
+        compare_folders()
     else:
-        (train_x, train_y), (test_x, test_y) = (load_split(data_dir, meta, part, names) for part in ('train', split))
-    regions = [os.path.join(data_dir, f'{split}{side}_m.npy') for side in ('AB' if uag else [''])]
-    regions = [torch.from_numpy(np.load(path, mmap_mode='c')) for path in regions if os.path.exists(path)]
-    regions = None if not regions else torch.cat(regions)[:, None].expand(-1, 2, -1, -1) if uag else regions[0]
-    # single-label: where nets know only some classes, the images of the others are left out, as in training
-    known = test_y[:, [names.index(name) for net in nets for name in net.attrs]].sum(1) > (-1 if multi_label else 0)
-
-    def without(name):
-        """Rows of the test images that do not have this attribute."""
-        return (known & (test_y[:, names.index(name)] == 0)).nonzero().flatten()
-
-    def see(net, rows):
-        """Images and labels of rows of the test images as `net` takes them."""
-        y = test_y[rows][:, [names.index(name) for name in net.attrs]]
-        return net.to_x(test_x[rows].to(device)), y.to(device)
-
-    write_file(os.path.join(out_dir, 'table.txt.tmp'), lambda f: None)  # now rather than after an hour
-    # the first checkpoint's D explains the students' maps; one without attention loss has the others' pairs
-    pairs = {c: c_pse for net in nets for c, c_pse in net.pairs.items() if c != c_pse}
-    for net in [net for net, c in zip(nets, ckpts) if c['config'].get('teacher')]:
-        net.teacher = nets[0]
-        net.pairs = {c: next((q for q in (p, pairs.get(c)) if q in nets[0].attrs), c) for c, p in net.pairs.items()}
-
-    # rows of the tables: one for a StarGAN, one for each direction of UAG; real_rows: the images it should be like
-    rows, real_rows = [], {}
-    for label, path, c, net in zip(labels, paths, ckpts, nets):
-        for target in reversed(net.attrs) if uag else ['']:
-            real_rows[target] = (test_y[:, names.index(target)] if uag else known).nonzero().flatten()
-            rows.append(dict(name=f'{label} -> {target}' if uag else label, label=label, path=path, real=target,
-                             targets=[target] if uag else [name for name in net.attrs if len(without(name))],
-                             script=c['script'], iter=c['iter'], config=c['config']))
-    groups = merge_seeds(rows)
-    sum(map(len, groups.values())) == len(rows) or sys.exit('two groups of seeds would have one name: rename folders')
-
-    # Inception and the classifier, and what both make of the real images
-    inception_net = load_inception(inception, device) if inception != 'none' else None
-    clf_arch = clf_arch or ('resnet50' if regions is None else 'resnet18')
-    if clf_arch == 'resnet50':
-        try:
-            torchvision.models.ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True)
-        except Exception as e:  # urllib raises a dozen kinds
-            print(f'warning: no ImageNet weights for the classifier, a ResNet-18 from scratch instead: {e}', flush=True)
-            clf_arch = 'resnet18'
-    settings = json.dumps([meta, clf_arch, size, clf_epochs, seed, train_y.sum(0).tolist()])
-    clf_path = f"{meta['dataset']}_{size}px_{clf_arch}_{hashlib.sha256(settings.encode()).hexdigest()[:10]}.pt"
-    clf = get_classifier(train_x, train_y, nets[0].to_x, multi_label, os.path.join(clf_dir, clf_path), device)
-    clf.avgpool.register_forward_hook(lambda module, args, out: setattr(clf, 'features', out.flatten(1).double().cpu()))
-
-    def judge(x, features):
-        """The classifier's calls of images x (B, 3, S, S): the logit is positive, or the largest -> (B, c) in {0., 1.}.
-        Adds features (B, d) float64 to two lists: the classifier's, Inception's."""
-        with torch.no_grad():
-            logits = clf(x)
-        features[0].append(clf.features)
-        if inception_net:
-            features[1].append(inception_features(inception_net, to_uint8(x)))
-        return (logits > 0 if multi_label else logits == logits.amax(1, keepdim=True)).float().cpu()
-
-    calls, real = torch.full(test_y.shape, float('nan')), {}
-    for target, chosen in real_rows.items():
-        real[target] = [], []
-        for r in batches(chosen, 'real images'):
-            calls[r] = judge(nets[0].to_x(test_x[r].to(device)), real[target])
-    recall = torch.where(test_y > 0, calls, torch.nan).nanmean(0).tolist()
-
-    # the translations
-    for row, net in zip(rows, [net for net in nets for _ in range(1 + uag)]):
-        features, row['measures'], row['hits'] = ([], []), {}, torch.full(test_y.shape, float('nan'))
-        for name in row['targets']:
-            col, lists = names.index(name), {}
-            for r in batches(without(name), f"{row['label']} -> {name}"):
-                x, y = see(net, r)
-                x_fake, maps = net.maps(x, y, name)
-                x_fake = to_uint8(x_fake) / 127.5 - 1  # measured is what a PNG would keep
-                row['hits'][r, col] = judge(x_fake, features)[:, col]
-                found = dict(accuracy=row['hits'][r, col])
-                if regions is not None:
-                    m = net.to_x(255 * regions[r, col][..., None].to(device))[:, 0] > 0  # fills more than half a pixel
-                    found |= measure(x, x_fake, maps, m, net.tau)
-                for k, v in found.items():
-                    lists.setdefault(k, []).append(v.cpu())
-            row['measures'][name] = {k: torch.cat(v).nanmean().item() for k, v in lists.items()}
-        row |= {k: np.nanmean([m.get(k, np.nan) for m in s]) for s in [row['measures'].values()] for m in s for k in m}
-        row |= {f'-> {name}': m['accuracy'] for name, m in row['measures'].items()}
-        of_real, of_fake = ([stats_of(f) for f in of if f] for of in (real[row['real']], features))
-        row |= dict(n_fake=len(of_fake[0][2]), fd_clf=frechet_distance(*of_real[0][:2], *of_fake[0][:2]),
-                    **(distances(of_real[1], of_fake[1]) if inception_net else {}),
-                    **cost(net, *see(net, without(name)[:64]), name))
-
-    # tables
-    shown = list(dict.fromkeys(name for row in rows for name in row['targets']))
-    on_real = {f'-> {name}': recall[names.index(name)] for name in shown}
-    on_real['accuracy'] = np.mean([*on_real.values()])
-    columns = QUALITY if uag else [(name, f'-> {name}', 100, 1) for name in shown] + QUALITY
-    tables = [table('accuracy, %', columns, groups | {'real images': [on_real]}), table('maps', MAPS, groups)]
-    notes, hits = [], {name: torch.stack([row['hits'] for row in seeds]).mean(0) for name, seeds in groups.items()}
-    for a, b in zip([*groups][1:], groups):
-        if not uag and (~(hits[a] - hits[b]).isnan()).any():
-            d, low, high = bootstrap(hits[a], hits[b])
-            notes.append(f'{a} - {b}: {100 * d:+.1f} points of mean accuracy, 95 % interval over test images '
-                         f'{100 * low:+.1f} to {100 * high:+.1f}')
-    n_fake = ' and '.join(dict.fromkeys(str(row['n_fake']) for row in rows))
-    notes.append(f'{len(test_x):,} {split} images of {data_dir}, {size} px, {n_fake} translations a row, uint8 pixels; '
-                 f'classifier {clf_arch}, seed {seed}, finds {100 * on_real["accuracy"]:.1f} % of real attributes; '
-                 f'{device}, {torch.get_num_threads()} CPU threads; {time.time() - t_start:.0f} s')
-    if inception_net:
-        notes.append(f'FID and KID: Inception {inception or FID_URL}; below 2,048 images go by KID, not by FID')
-    tables = sum([*tables[::-1 if uag else 1], table('cost', COST, groups), ['\n'.join(notes)]], [])
-    print('\n' + (text := '\n\n'.join(tables)))
-
-    # files: figures last, they cost least to make again
-    details = re.sub(r'\bNaN\b', 'null', json.dumps(dict(
-        command='python evaluate.py ' + shlex.join(sys.argv[1:]), config=config, notes=notes,
-        versions={m.__name__: m.__version__ for m in (torch, torchvision, np)},
-        checkpoints=[{k: v for k, v in row.items() if k != 'hits'} for row in rows]), indent=1))
-    figures = draw_figures({seeds[0]['label']: nets[paths.index(seeds[0]['path'])] for seeds in groups.values()})
-    for name, image in figures.items():
-        write_file(os.path.join(out_dir, name), lambda f: image.save(f, 'PNG'))
-    page = report(html.escape(f"{meta['dataset']}, {size} px"), text, details, figures)
-    for name, content in (('table.txt', text), ('results.json', details), ('report.html', page)):
-        write_file(os.path.join(out_dir, name), lambda f: f.write((content + '\n').encode()))
-    print(f"\n{os.path.join(out_dir, 'report.html')} has all of this, and {', '.join(figures)}")
+        sys.exit('wants --ckpt= ckpt.pt files, or --real_dir= and --fake_dir= folders')

@@ -1,4 +1,4 @@
-"""Shared by the tests: the repository on the import path, one command runner, tiny data sets and trained nets."""
+"""Shared by the tests: a runner of commands, tiny data sets, and tiny trained nets."""
 
 import atexit
 import functools
@@ -14,58 +14,43 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-# A process that has torch loaded and forks for each command: importing, and timing nets, would be most of the time
-ZYGOTE = """
-import json, os, runpy, sys, traceback
-import numpy, scipy.stats, torch, torchvision
-from torch.utils.benchmark import Timer
-timed = Timer.blocked_autorange
-Timer.blocked_autorange = lambda timer, min_run_time: timed(timer, min_run_time=0.01)
-torch.set_num_threads(1)
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        for fd, path in ((0, os.devnull), (1, job['out']), (2, job['err'])):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), fd)
-        sys.stdin = open(0)
-        os.chdir(job['cwd'])
-        os.environ.update(job['env'])
-        sys.argv, sys.path[0], code = job['args'], os.path.dirname(os.path.abspath(job['args'][0])), 0
-        try:
-            runpy.run_path(job['args'][0], run_name='__main__')
-        except SystemExit as e:  # as the interpreter does it
-            code = e.code if isinstance(e.code, int) else int(e.code is not None)
-            if isinstance(e.code, str):
-                print(e.code, file=sys.stderr)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
 
 
 @functools.cache
-def zygote():
-    process = subprocess.Popen([sys.executable, '-c', ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    atexit.register(lambda: (process.stdin.close(), process.wait()))  # so that `time` counts what it did
+def server():
+    """The process that runs scripts, server.py. It is started when the first test wants it."""
+    command = [sys.executable, f'{ROOT}/tests/server.py']
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def stop():
+        # Waited for, so that `time pytest` counts what its scripts took.
+        process.stdin.close()
+        process.wait()
+
+    atexit.register(stop)
     return process
 
 
 def run(*args, ok=True, cwd=ROOT, env=None):
-    """Runs `python args...`, on one thread -> what it printed; with ok=False it must end in code 1 and one line."""
+    """Runs `python args...` on one thread -> what it printed.
+
+    With ok=False it must end in exit code 1, and the answer is the one line of its error.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        job = dict(args=[*map(str, args)], cwd=str(cwd), out=folder + '/out', err=folder + '/err', env=env or {})
-        zygote().stdin.write(json.dumps(job) + '\n')
-        zygote().stdin.flush()
-        code = int(zygote().stdout.readline())
-        out, err = (open(path, errors='replace').read() for path in (job['out'], job['err']))
+        job = dict(args=[str(arg) for arg in args], cwd=str(cwd), env=env or {})
+        job.update(out=f'{folder}/out', err=f'{folder}/err')
+        server().stdin.write(json.dumps(job) + '\n')
+        server().stdin.flush()
+        code = int(server().stdout.readline())
+        with open(job['out'], encoding='utf-8', errors='replace') as file:
+            out = file.read()
+        with open(job['err'], encoding='utf-8', errors='replace') as file:
+            err = file.read()
     assert code == (0 if ok else 1), (code, out, err)
-    assert ok or 'Traceback' not in err and len(err.strip().splitlines()) == 1, err
-    return out + err if ok else err.strip()
+    if ok:
+        return out + err
+    assert 'Traceback' not in err and len(err.strip().splitlines()) == 1, err
+    return err.strip()
 
 
 def ckpt(folder):
@@ -76,10 +61,12 @@ def ckpt(folder):
 def equal(a, b):
     """Dicts, lists, tensors, numbers: the same bit for bit."""
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    return a == b
 
 
 class Evil:
@@ -93,46 +80,64 @@ class Evil:
 
 
 def make_data(folder, attrs='a,b,c', label='multi', n=24, size=16):
-    """A tiny attribute set: column k of the labels brightens a quarter of the image, which is also its region."""
-    rng, attrs = np.random.default_rng(0), attrs.split(',')
+    """A tiny set: attribute k brightens a quarter of the image, which is also its region."""
+    rng = np.random.default_rng(0)
+    attrs = attrs.split(',')
+    half = size // 2
     os.makedirs(folder, exist_ok=True)
     for split in ('train', 'val', 'test'):
         y = rng.integers(0, 2, (n, len(attrs)), dtype=np.uint8)
         if label == 'single':
             y = np.eye(len(attrs), dtype=np.uint8)[rng.integers(0, len(attrs), n)]
-        x, m = rng.integers(0, 128, (n, size, size, 3), dtype=np.uint8), np.zeros((n, len(attrs), size, size), np.uint8)
+        x = rng.integers(0, 128, (n, size, size, 3), dtype=np.uint8)
+        m = np.zeros((n, len(attrs), size, size), np.uint8)
         for k in range(len(attrs)):
-            top, left = k // 2 * size // 2, k % 2 * size // 2
-            rows, cols = slice(top, top + size // 2), slice(left, left + size // 2)
-            m[:, k, rows, cols] = 1
-            x[:, rows, cols] += y[:, k, None, None, None] * 127
+            top = k // 2 * size // 2
+            left = k % 2 * size // 2
+            m[:, k, top:top + half, left:left + half] = 1
+            x[:, top:top + half, left:left + half] += y[:, k, None, None, None] * 127
         for name, array in (('x', x), ('y', y), ('m', m)):
             np.save(os.path.join(folder, f'{split}_{name}.npy'), array)
-    with open(os.path.join(folder, 'meta.json'), 'w') as f:
-        json.dump(dict(dataset=os.path.basename(folder), label=label, image_size=size, attrs=attrs,
-                       exclusive=[attrs] if label == 'single' else [attrs[:2]], counts=dict(train=n, val=n, test=n)), f)
+    meta = dict(dataset=os.path.basename(folder), label=label, image_size=size, attrs=attrs)
+    meta['exclusive'] = [attrs] if label == 'single' else [attrs[:2]]
+    meta['counts'] = dict(train=n, val=n, test=n)
+    with open(os.path.join(folder, 'meta.json'), 'w', encoding='utf-8') as file:
+        json.dump(meta, file)
     return str(folder)
 
 
 def make_pairs(folder):
-    """Two domains of 20 px noise, reddish and bluish, the object their left half: 4 iterations of one are an epoch."""
+    """Two domains of 20 px noise, reddish and bluish, whose left half is the object.
+
+    Four iterations of batch 1 are an epoch.
+    """
     rng = np.random.default_rng(0)
     os.makedirs(folder)
     for name, n, channel in (('trainA', 4, 0), ('trainB', 3, 2), ('testA', 2, 0), ('testB', 3, 2)):
         x = rng.integers(0, 128, (n, 20, 20, 3), dtype=np.uint8)
         x[..., channel] += 127
+        m = np.zeros((n, 20, 20), np.uint8)
+        m[..., :10] = 1
         np.save(f'{folder}/{name}_x.npy', x)
-        np.save(f'{folder}/{name}_m.npy', np.repeat([[[1] * 10 + [0] * 10] * 20], n, 0).astype(np.uint8))
-    with open(f'{folder}/meta.json', 'w') as f:
-        json.dump(dict(dataset='pairs', label='unpaired', image_size=20, domains=['red', 'blue'], counts={}), f)
+        np.save(f'{folder}/{name}_m.npy', m)
+    meta = dict(dataset='pairs', label='unpaired', image_size=20, domains=['red', 'blue'], counts={})
+    with open(f'{folder}/meta.json', 'w', encoding='utf-8') as file:
+        json.dump(meta, file)
     return str(folder)
 
 
-TINY = ['--attrs=all', '--conv_dim=4', '--n_blocks=1', '--d_conv_dim=4', '--d_n_layers=3', '--batch_size=4',
-        '--n_critic=2', '--max_iters=4', '--log_interval=2', '--sample_interval=2', '--ckpt_interval=2', '--device=cpu']
-TINY_S = [arg for arg in TINY if not arg.startswith(('--attrs', '--conv_dim', '--d_'))] + ['--conv_dim=2']  # a student
-TINY_U = ['--image_size=16', '--ngf=4', '--n_blocks=1', '--ndf=4', '--naf=4', '--d_n_layers=2', '--pool_size=3',
-          '--lr=1e-3', '--log_interval=2', '--sample_interval=4', '--ckpt_interval=4', '--device=cpu', '--tau=0.45']
+# Flags that make a run tiny: of a teacher, a student and of train_uag.py
+TINY = [
+    '--attrs=all', '--conv_dim=4', '--n_blocks=1', '--d_conv_dim=4', '--d_n_layers=3', '--batch_size=4',
+    '--n_critic=2', '--max_iters=4', '--log_interval=2', '--sample_interval=2', '--ckpt_interval=2',
+    '--device=cpu']
+TINY_S = [
+    '--conv_dim=2', '--n_blocks=1', '--batch_size=4', '--n_critic=2', '--max_iters=4',
+    '--log_interval=2', '--sample_interval=2', '--ckpt_interval=2', '--device=cpu']
+TINY_U = [
+    '--image_size=16', '--ngf=4', '--n_blocks=1', '--ndf=4', '--naf=4', '--d_n_layers=2', '--pool_size=3',
+    '--lr=1e-3', '--log_interval=2', '--sample_interval=4', '--ckpt_interval=4', '--device=cpu',
+    '--tau=0.45']
 
 
 @pytest.fixture(scope='session')
@@ -147,7 +152,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def teacher(data, tmp_path_factory):
-    """A tiny trained teacher's folder."""
+    """The folder of a tiny trained teacher."""
     out = tmp_path_factory.mktemp('teacher')
     run('train_teacher.py', f'--dataset={data}', f'--out_dir={out}', *TINY)
     return out
@@ -155,7 +160,7 @@ def teacher(data, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def student(teacher, tmp_path_factory):
-    """Its tiny student's, with attention loss."""
+    """The folder of its tiny student, trained with attention loss."""
     out = tmp_path_factory.mktemp('student')
     run('train_student.py', f'--teacher={teacher}/ckpt.pt', f'--out_dir={out}', *TINY_S)
     return out
@@ -164,4 +169,5 @@ def student(teacher, tmp_path_factory):
 @pytest.fixture(scope='session')
 def evaluation(tmp_path_factory):
     """Flags that make evaluate.py quick; its classifiers are kept."""
-    return ['--device=cpu', '--clf_epochs=1', '--inception=none', f"--clf_dir={tmp_path_factory.mktemp('clf')}"]
+    clf_dir = tmp_path_factory.mktemp('clf')
+    return ['--device=cpu', '--clf_epochs=1', '--inception=none', f'--clf_dir={clf_dir}']

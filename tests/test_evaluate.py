@@ -1,6 +1,8 @@
-"""evaluate.py: its measures against closed forms and reference implementations; tables, figures, photos, FID, KID."""
+"""evaluate.py: its measures against closed forms, its figures recomputed by hand from files, and what users bring."""
 
+import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -13,264 +15,492 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import TINY, TINY_S, ckpt, make_data, run
-from PIL import Image
+from conftest import ROOT, TINY, TINY_S, TINY_U, ckpt, make_data, make_pairs, run
+from PIL import Image, ImageCms
 
 import evaluate
-from evaluate import (FID_URL, bootstrap, cost, distances, frechet_distance, inception_features, kid, load_inception,
-                      measure, merge_seeds, stats_of, table, to_uint8)
-from gradcam import GradCAM
-from train_student import Generator, load_nets, set_attr
+import train_student
+import train_uag
+from evaluate import (
+    FID_URL, Images, agreement, cam_measures, change_measures, choose_images, cost, frechet_distance, inception_features,
+    kid, list_files, load_inception, mask_measures, read_losses, table, to_uint8)
+from gradcam import GradCAM, overlay
+
+CAMS = ('gradcam', 'hirescam')
+
+
+# -----------------------------------------------------------------------------
+# measures
+def frechet(x, y):
+    """The distance of a few features (N, d) and (M, d), without a matrix of d x d.
+
+    tr (C1 C2)^(1/2) is the sum of the singular values of X Y^T, centred, over the root of (N - 1)(M - 1).
+    """
+    x_c = x - x.mean(0)
+    y_c = y - y.mean(0)
+    both = torch.linalg.svdvals(x_c @ y_c.T).sum() / ((len(x) - 1) * (len(y) - 1)) ** 0.5
+    same = x_c.square().sum() / (len(x) - 1) + y_c.square().sum() / (len(y) - 1)
+    return ((x.mean(0) - y.mean(0)).square().sum() + same - 2 * both).item()
 
 
 def test_frechet_distance_is_sqrtms_and_has_its_closed_forms():
-    (m1, m2), (x, y) = torch.randn(2, 20).double(), torch.randn(2, 40, 20).double()
-    c1, c2 = x.T.cov(), y.T.cov()
-    root = scipy.linalg.sqrtm((c1 @ c2).numpy()).real  # as pytorch-fid does it
-    low = torch.diag(torch.tensor([1., 2] + [0] * 18, dtype=torch.float64))  # singular
-    mean = (m1 - m2).square().sum()
-    for got, want in ((frechet_distance(m1, c1, m2, c2), mean + (c1 + c2).trace() - 2 * np.trace(root)),
-                      (frechet_distance(m1, c1, m2, c1), mean),
-                      (frechet_distance(m1, c1, m1, 4 * c1), c1.trace()),  # (2 - 1)^2 tr C
-                      (frechet_distance(m1, low, m1, 9 * low), 4 * 3)):
-        assert got == pytest.approx(float(want), rel=1e-9)
-    assert frechet_distance(m1, c1, m1, c1) == pytest.approx(0, abs=1e-9)
-    mean, cov, features = stats_of(x.split(7))
-    assert torch.allclose(mean, x.mean(0)) and torch.allclose(cov, c1) and torch.equal(features, x)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 20, generator=generator).double()
+    y = torch.randn(50, 20, generator=generator).double()
+    # As pytorch-fid does it
+    root = scipy.linalg.sqrtm((x.T.cov() @ y.T.cov()).numpy()).real
+    want = (x.mean(0) - y.mean(0)).square().sum() + (x.T.cov() + y.T.cov()).trace() - 2 * np.trace(root)
+    assert frechet_distance(x, y) == pytest.approx(float(want), rel=1e-9)
+    assert frechet_distance(x, y) == pytest.approx(frechet(x, y), rel=1e-9)
+    # The same covariance: the squared distance of the means. Twice the deviation: (2 - 1)^2 tr C.
+    assert frechet_distance(x, x + 3) == pytest.approx(20 * 3 ** 2)
+    centred = x - x.mean(0)
+    assert frechet_distance(centred, 2 * centred) == pytest.approx(x.T.cov().trace().item())
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    # Covariances without an inverse
+    assert frechet_distance(x[:5], 3 * x[:5]) == pytest.approx(frechet(x[:5], 3 * x[:5]), rel=1e-6)
+    assert math.isnan(frechet_distance(x[:1], y)) and math.isnan(frechet_distance(x, y[:1]))
 
 
 def test_kid_is_the_double_loop_and_unbiased():
-    (x, y), rng = torch.randn(2, 9, 4).double(), lambda: torch.Generator().manual_seed(0)
-    k = lambda a, b: (float(a @ b) / 4 + 1) ** 3
-    pairs = [(i, j) for i in range(9) for j in range(9)]
-    want = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in pairs if i != j) / 72
-    want -= 2 * sum(k(x[i], y[j]) for i, j in pairs) / 81
-    mean, std = kid(x, y, rng())
-    assert mean == pytest.approx(want) and np.isnan(std)  # there is one subset, the whole
-    x, y = torch.randn(2, 1200, 8, generator=rng())
-    mean, std = kid(x, y, rng())
-    assert abs(mean) < 0.02 and 0 < std < 0.02  # the same distribution: 0 but for noise
-    assert kid(x, y[:99] + 1, rng())[0] > 1
+    x, y = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).double()
+
+    def k(a, b):
+        return (float(a @ b) / 4 + 1) ** 3
+
+    within = 0
+    between = 0
+    for i in range(9):
+        for j in range(9):
+            between += k(x[i], y[j]) / 81
+            if i != j:
+                within += (k(x[i], x[j]) + k(y[i], y[j])) / 72
+    mean, std = kid(x, y, 0)
+    # There is one subset, the whole.
+    assert mean == pytest.approx(within - 2 * between) and math.isnan(std)
+    x, y = torch.randn(2, 1200, 8, generator=torch.Generator().manual_seed(0))
+    mean, std = kid(x, y, 0)
+    # The same distribution: 0 but for noise
+    assert abs(mean) < 0.02 and 0 < std < 0.02
+    assert kid(x[:50], y[:99] + 1, 0)[0] > 1 and kid(x[:50], y[:99], 0) != kid(x[:50], y[:99], 1)
+    assert math.isnan(kid(x[:1], y, 0)[0])
 
 
-def test_measure():
-    m = torch.zeros(4, 8, 8, dtype=torch.bool)
-    m[:, :4, :4] = True  # a quarter of the image
-    A, half, x, small = torch.zeros(4, 8, 8), torch.zeros(4, 8, 8), torch.zeros(4, 3, 8, 8), torch.zeros(4, 2, 2)
-    A[0] = 1  # knows nothing
-    A[1, :4, :4] = 1  # the region itself
-    A[2, 4:, 4:] = 1  # elsewhere; A[3] is dead
-    half[:, :4, 2:6] = 1  # as large as the region, half of it inside: 8 / (16 + 8)
-    v = measure(x, x + 0.5 * m[:, None], [A, half], m)
-    assert torch.allclose(v['gradcam energy'][:3], torch.tensor([1., 4, 0]).double()) and v['gradcam energy'][3].isnan()
-    assert v['gradcam point'][1:3].tolist() == [1, 0] and v['gradcam IoU'][1:3].tolist() == [1, 0]
-    assert v['gradcam point'][3].isnan() and v['gradcam dead'].tolist() == [0, 0, 0, 1]
-    assert v['leak'].tolist() == [0] * 4 and v['object'].tolist() == [0.5] * 4
-    assert v['hirescam IoU'].tolist() == pytest.approx([1 / 3] * 4) and v['hirescam energy'].tolist() == [2] * 4
-    small[:, 0, 0] = 1  # enlarged to the region's size
-    v = measure(x, x + 1, [small], m)
-    assert v['gradcam energy'].min() > 2 and v['gradcam point'].min() == 1 and v['leak'].min() == 1
-    v = measure(x, x, [0.4 * half + 0.1], m, 0.3)  # an attention net's
-    assert v['IoU'].tolist() == pytest.approx([1 / 3] * 4) and v['A inside'].tolist() == pytest.approx([0.3] * 4)
-    assert v['A outside'].tolist() == pytest.approx([0.1 + 0.4 / 6] * 4) and 'gradcam energy' not in v
-    assert set(measure(x, x, [], m, 0.1)) == {'leak', 'object'}  # no attention
+def test_measures_of_change_and_maps():
+    region = torch.zeros(4, 8, 8, dtype=torch.bool)
+    # A quarter of the image
+    region[:, :4, :4] = True
+    x = torch.zeros(4, 3, 8, 8)
+    found = change_measures(x, x + 0.5 * region[:, None], region)
+    assert found['leak'].tolist() == [0] * 4 and found['object'].tolist() == [0.5] * 4
+    found = change_measures(x, x - 0.5 * ~region[:, None], region)
+    assert found['leak'].tolist() == [0.5] * 4 and found['object'].tolist() == [0] * 4
+
+    # Maps that know nothing, are the region itself, lie elsewhere, are dead
+    A = torch.zeros(4, 8, 8)
+    A[0] = 1
+    A[1, :4, :4] = 1
+    A[2, 4:, 4:] = 1
+    found = cam_measures('hirescam', A, region)
+    assert found['hirescam energy'][:3].tolist() == [1, 4, 0] and found['hirescam point'][1:3].tolist() == [1, 0]
+    assert found['hirescam energy'][3].isnan() and found['hirescam point'][3].isnan()
+    assert cam_measures('gradcam', A, region & False)['gradcam energy'].isnan().all()
+    # Half of it inside, and a small one that is enlarged
+    half = torch.zeros(4, 8, 8)
+    half[:, :4, 2:6] = 1
+    assert cam_measures('gradcam', half, region)['gradcam energy'].tolist() == [2] * 4
+    small = torch.zeros(4, 2, 2)
+    small[:, 0, 0] = 1
+    found = cam_measures('gradcam', small, region)
+    assert found['gradcam energy'].min() > 2 and found['gradcam point'].tolist() == [1] * 4
+
+    # An attention net's: of 24 pixels in region or mask 8 are in both.
+    found = mask_measures(0.4 * half + 0.1, region, 0.3)
+    assert found['IoU'].tolist() == pytest.approx([1 / 3] * 4)
+    assert found['A inside'].tolist() == pytest.approx([0.3] * 4)
+    assert found['A outside'].tolist() == pytest.approx([0.1 + 0.4 / 6] * 4)
 
 
-def test_bootstrap():
-    """Against numpy, resampling rows of the table one by one; and the same images for both."""
-    rng, nan = np.random.default_rng(0), float('nan')
-    a, b = (torch.from_numpy((rng.random((60, 3)) < p).astype(np.float32)) for p in (0.8, 0.6))
-    a[rng.random((60, 3)) < 0.3] = nan
-    d, low, high = bootstrap(a, b)
-    diff = (a - b).numpy()
-    assert d == pytest.approx(np.nanmean(diff, 0).mean(), abs=1e-6)
-    means = [np.nanmean(diff[rng.integers(0, 60, 60)], 0).mean() for _ in range(2000)]
-    assert (low, high) == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))), abs=0.02)
-    a[:, 2] = nan  # an attribute that only one of them knows does not count
-    assert bootstrap(a, b, 50)[0] == pytest.approx(np.nanmean(diff[:, :2], 0).mean(), abs=1e-6)
-
-
-def test_merge_seeds_names_rows_and_tables_have_deviations_and_no_empty_columns():
-    def row(label, seed=0, target=None, lr=1.0):
-        return dict(name=f'{label} -> {target}' if target else label, targets=[target], script='t.py', iter=1,
-                    config=dict(seed=seed, out_dir=label, lr=lr, log_interval=seed))
-    assert [*merge_seeds([row('T', lr=3.0), row('S-s10', 10), row('S-s11', 11)])] == ['T', 'S (2 seeds)']
-    assert [*merge_seeds([row('a'), row('b', lr=2.0), row('edited'), row('c', 1)])] == ['a', 'edited', 'c', 'b']
-    assert [*merge_seeds([row('s0'), row('s1', 1), row('x', 0, 'y')])] == ['s (2 seeds)', 'x -> y']
-    uag = [row(label, seed, target) for seed, label in enumerate(('u_0', 'u_1')) for target in 'xy']
-    assert [*merge_seeds(uag)] == ['u -> x (2 seeds)', 'u -> y (2 seeds)']
-    groups = {'one': [dict(a=0.5, b=float('nan'))], 'two': [dict(a=0.1), dict(a=0.3)]}
-    text, = table('x', [('A', 'a', 100, 1), ('B', 'b', 1, 2)], groups)
-    assert text.splitlines() == ['x              A', 'one         50.0', 'two  20.0 ± 14.1']
-    assert table('x', [('B', 'b', 1, 2)], groups) == []
+def test_agreement():
+    A = torch.rand(5, 4, 4, generator=torch.Generator().manual_seed(0))
+    # Whatever their scales, and as small as Grad-CAM's are
+    assert agreement(A, 1e-9 * A).tolist() == pytest.approx([1] * 5)
+    left = A.clone()
+    left[:, :, 2:] = 0
+    assert agreement(left, A - left).tolist() == [0] * 5
+    assert agreement(A, 0 * A).tolist() == [0] * 5
+    # The cosine of a vector with a part of itself
+    want = left.flatten(1).norm(dim=1) / A.flatten(1).norm(dim=1)
+    assert agreement(A, left).tolist() == pytest.approx(want.tolist())
 
 
 def test_cost_and_pixels():
-    G, want = Generator(4, 2, 1), 0  # multiply-adds: positions of output (input, if transposed) x weights
-    net = types.SimpleNamespace(parts=[G], translate=lambda x, y, name: G(x, y))
+    G = train_student.Generator(4, 2, 1)
+    net = types.SimpleNamespace(parts=torch.nn.ModuleList([G]), translate=lambda x, y, name: G(x, y))
     found = cost(net, torch.zeros(3, 3, 8, 8), torch.zeros(3, 2), 'a')
+    # Multiply-adds: positions of the output, of a transposed convolution those of the input, times weights
+    want = 0
     for name, positions in (('down.0', 64), ('down.3', 16), ('down.6', 4), ('res.0.main.0', 4), ('res.0.main.3', 4),
                             ('up.0', 4), ('up.3', 16), ('out.0', 64)):
         want += positions * G.get_submodule(name).weight.numel()
-    assert found['params'] == sum(p.numel() for p in G.parameters()) and found['macs'] == want
+    assert found['macs'] == want and found['params'] == sum(p.numel() for p in G.parameters())
     assert found['latency_ms'] > 0 and found['images_per_s'] > 0
     x = to_uint8(torch.linspace(-1, 1, 10001))
     assert x.dtype == torch.uint8 and x.min() == 0 and x.max() == 255 and len(x.unique()) == 256
 
 
-# whole runs
-@pytest.fixture(scope='module')
-def runs(data, teacher, tmp_path_factory):
-    """Two seeds of a student, by hirescam, and two of "pseudo"-attention, of other attributes -> s_0, s_1, p, p0."""
-    out, S = tmp_path_factory.mktemp('runs'), ['train_student.py', *TINY_S]
-    for seed in (0, 1):
-        run(*S, f'--teacher={teacher}/ckpt.pt', f'--out_dir={out}/s_{seed}', f'--seed={seed}', '--cam=hirescam')
-    run('train_teacher.py', f'--dataset={data}', f'--out_dir={out}/t_a', *TINY, '--attrs=a')
-    run(*S, f'--teacher={out}/t_a/ckpt.pt', f'--out_dir={out}/p', '--attrs=c', '--pseudo=a')
-    run(*S, f'--teacher={out}/t_a/ckpt.pt', f'--out_dir={out}/p0', '--attrs=c', '--lambda_att=0')
-    return out
+def test_tables_have_deviations_and_say_what_is_unknown():
+    groups = {'one': [{'accuracy': 0.5, 'fid': math.nan}], 'two': [{'accuracy': 0.1}, {'accuracy': 0.3}]}
+    rows = table('x', ['accuracy', 'fid', 'kid', '-> Bald'], groups)
+    # Of kid nothing is known, so there is no column of it.
+    assert rows == [['x', 'accuracy %', 'FID'], ['one', '50.0', '-'], ['two', '20.0 ± 14.1', '-']]
+    lines = evaluate.text_table(rows).splitlines()
+    assert lines == ['x     accuracy %  FID', 'one         50.0    -', 'two  20.0 ± 14.1    -']
+    assert evaluate.html_table(rows).count('<th>') == 3
+
+
+def test_losses_are_read_from_logs(tmp_path):
+    log = tmp_path / 'log.txt'
+    log.write_text('$ python train_student.py --lr=1 | D_real 7 |\n'
+                   'iter     10/200000 | D_real -1.23 D_gp 4e-05 G_fake nan | 14.2 it/s | eta 221 min\n'
+                   'iter     20/200000 | D_real   2.5 D_gp 0.04 G_fake -0.9 | 14.2 it/s | eta 221 min\n')
+    losses = read_losses(log)
+    assert losses == {'D_real': {10: -1.23, 20: 2.5}, 'D_gp': {10: 4e-5, 20: 0.04}, 'G_fake': {20: -0.9}}
+    svg = evaluate.draw_curves(losses)
+    assert svg.count('<polyline') == 3 and '>G_fake</text>' in svg
+    # Greater is higher up, later is further right.
+    points = re.search(r'points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', svg)
+    x1, y1, x2, y2 = [float(text) for text in points.groups()]
+    assert x1 < x2 and y1 > y2
+
+
+# -----------------------------------------------------------------------------
+# figures of whole runs, by hand from files
+class Net:
+    """The nets of a StarGAN's checkpoint of attributes among a, b, c, of which a and b exclude each other."""
+
+    def __init__(self, folder):
+        saved = ckpt(folder)
+        self.attrs = saved['attrs']
+        self.G = train_student.Generator(**saved['g_args'])
+        self.G.load_state_dict(saved['G'])
+        self.D = train_student.Discriminator(**saved['d_args'])
+        self.D.load_state_dict(saved['D'])
+
+    def translate(self, x, y, name):
+        """Images, and their labels (N, 3) of a, b, c -> images that should have `name`."""
+        y = y.clone().float()
+        if name in 'ab':
+            y[:, :2] = 0
+        y[:, 'abc'.index(name)] = 1
+        return self.G(x, y[:, ['abc'.index(attr) for attr in self.attrs]])
+
+    def map(self, x, y, name, cam, D, column):
+        """The map of a translation by the score D(x_fake)[column]."""
+        hook = GradCAM(self.G.res[-1], cam)
+        A = hook(D(self.translate(x, y, name))[1][:, column])
+        hook.remove()
+        return A
 
 
 def arrays(data, split='test'):
     """-> images as nets take them, labels, regions."""
-    x, y, m = (torch.from_numpy(np.load(f'{data}/{split}_{k}.npy')) for k in 'xym')
-    return x.permute(0, 3, 1, 2) / 127.5 - 1, y, m.bool()
+    x = torch.from_numpy(np.load(f'{data}/{split}_x.npy')).permute(0, 3, 1, 2) / 127.5 - 1
+    y = torch.from_numpy(np.load(f'{data}/{split}_y.npy'))
+    m = torch.from_numpy(np.load(f'{data}/{split}_m.npy')).bool()
+    return x, y, m
+
+
+def as_png(x):
+    return to_uint8(x.detach()) / 127.5 - 1
+
+
+@functools.cache
+def load_judge(clf_dir):
+    """The only classifier in a folder; it appends features to a list."""
+    name, = os.listdir(clf_dir)
+    state = torch.load(f'{clf_dir}/{name}', weights_only=True)
+    clf = torchvision.models.resnet18(num_classes=len(state['fc.bias'])).eval()
+    clf.load_state_dict(state)
+    features = []
+    clf.avgpool.register_forward_hook(lambda module, args, out: features.append(out.flatten(1)))
+    return clf, features
+
+
+def judge(clf_dir, x):
+    """-> logits and features of images."""
+    clf, features = load_judge(clf_dir)
+    with torch.no_grad():
+        return clf(x), features.pop().double()
 
 
 def results(folder):
-    return json.loads((folder / 'results.json').read_text())['checkpoints']
+    return json.loads((folder / 'results.json').read_text())
 
 
-def by_hand(G, D, x, y, m, i, score):
-    """Measures of the translations of all images without attribute i of labels y: both maps, by D's class `score`."""
-    rows = (y[:, i] == 0).nonzero().flatten()
-    target = y[rows].float()
-    target[:, [0, 1] if i < 2 else [i]] = 0  # a and b are exclusive
-    target[:, i] = 1
-    maps = []
-    for cam in ('gradcam', 'hirescam'):
-        hook = GradCAM(G.res[-1], cam)
-        x_fake = G(x[rows], target if G.down[0].in_channels > 4 else target[:, [i]])
-        maps.append(hook(D(x_fake)[1][:, score]))
-        hook.remove()
-    v = measure(x[rows], to_uint8(x_fake.detach()) / 127.5 - 1, maps, m[rows])
-    return {k: w.nanmean().item() for k, w in v.items()}
+def by_hand(net, teacher, x, y, m, scored=None):
+    """Measures of the maps and changes of `net`, means over all images without the attribute, then over attributes."""
+    found = {}
+    for name in net.attrs:
+        rows = (y[:, 'abc'.index(name)] == 0).nonzero().flatten()
+        i = teacher.attrs.index(scored or name)
+        region = m[rows, 'abc'.index(name)]
+        of_name = change_measures(x[rows], as_png(net.translate(x[rows], y[rows], name)), region)
+        for cam in CAMS:
+            A = net.map(x[rows], y[rows], name, cam, teacher.D, i)
+            of_name |= cam_measures(cam, A, region)
+            if net is not teacher:
+                A_T = teacher.map(x[rows], y[rows], scored or name, cam, teacher.D, i)
+                product = (A * A_T).sum((1, 2)).double()
+                of_name[f'{cam} agreement'] = product / A.norm(dim=(1, 2)) / A_T.norm(dim=(1, 2))
+                of_name[f'{cam} agreement'][product == 0] = 0
+        for key, values in of_name.items():
+            found.setdefault(key, []).append(values.nanmean().item())
+    return {key: np.nanmean(values) for key, values in found.items()}
 
 
-def test_tables_figures_and_report(teacher, runs, data, evaluation, tmp_path):
-    paths, e = [f'{p}/ckpt.pt' for p in (teacher, runs / 's_0', runs / 's_1')], tmp_path / 'e'
-    args = ['evaluate.py', *evaluation, f'--clf_dir={tmp_path}/clf']
-    out = run(*args, f"--ckpt={','.join(paths)}", f'--out_dir={e}', '--batch_size=7')
-    rows, (x, y, m) = results(e), arrays(data)
-    assert [row['name'] for row in rows] == [teacher.name, 's_0', 's_1'] and rows[0]['n_fake'] == (y == 0).sum()
-    both = 50 * (rows[1]['accuracy'] + rows[2]['accuracy'])
-    assert re.search(rf'^s \(2 seeds\) .* {both:.1f} ± ', out, re.M) and '95 % interval' in out
-    assert f"s (2 seeds) - {teacher.name}: {both - 100 * rows[0]['accuracy']:+.1f} points" in out
-    assert (e / 'table.txt').read_text().strip() in out
-    page = (e / 'report.html').read_text()
-    assert page.count('data:image/png;base64,') == 2 and '<script' not in page  # all in it, nothing fetched
-    assert not re.findall(r'(?:src|href)=(?!"data:)', page) and 'python evaluate.py' in page
-    assert sorted(os.listdir(e)) == ['maps.png', 'report.html', 'results.json', 'stages.png', 'table.txt']
-    assert Image.open(e / 'stages.png').height == 22 + 3 * 132  # a row for each attribute
-    # both maps of the teacher and a student, by hand
-    (_, T), (_, S) = (load_nets(path, 'stargan') for path in paths[:2])
-    for row, G in zip(rows, (T['G'], S['G'])):
-        want = [by_hand(G, T['D'], x, y, m[:, i], i, i) for i in range(3)]
-        for k in want[0]:
-            assert row[k] == pytest.approx(np.nanmean([w[k] for w in want]), rel=1e-4), k
-    # again, from the classifier's cache, another batch size, of students trained by the other map: only that is drawn
-    for name in ('s_0', 's_1'):
-        c = ckpt(runs / name)
-        (tmp_path / name).mkdir()
-        torch.save(c | {'config': c['config'] | {'cam': 'gradcam'}}, tmp_path / name / 'ckpt.pt')
-    paths[1:] = f'{tmp_path}/s_0/ckpt.pt', f'{tmp_path}/s_1/ckpt.pt'
-    assert 'epoch' not in run(*args, f"--ckpt={','.join(paths)}", f'--out_dir={e}2', '--batch_size=20')
-    for row, row2 in zip(rows, results(tmp_path / 'e2')):
-        assert row['accuracy'] == row2['accuracy'] and row['fd_clf'] == pytest.approx(row2['fd_clf'], rel=1e-3)
-    a, b = (np.asarray(Image.open(folder / 'maps.png'))[22:, -264:] for folder in (e, tmp_path / 'e2'))
-    assert np.array_equal(a[:, :132], b[:, :132]) and not np.array_equal(a[:, 132:], b[:, 132:])  # translation, its map
-    (tmp_path / 'clf' / os.listdir(tmp_path / 'clf')[0]).write_bytes(b'damaged')
-    assert 'delete it' in run(*args, f'--ckpt={paths[0]}', f'--out_dir={e}2', ok=False)
+@pytest.fixture(scope='module')
+def runs(data, teacher, tmp_path_factory):
+    """Students: two seeds by hirescam, one without the loss; a teacher of a and c, and students of b for its c."""
+    out = tmp_path_factory.mktemp('runs')
+    for name, flags in (('S-s0', ['--cam=hirescam']), ('S-s1', ['--cam=hirescam', '--seed=1']),
+                        ('S0', ['--lambda_att=0'])):
+        run('train_student.py', *TINY_S, f'--teacher={teacher}/ckpt.pt', f'--out_dir={out}/{name}', *flags)
+    run('train_teacher.py', *TINY, f'--dataset={data}', '--attrs=a,c', f'--out_dir={out}/T_ac')
+    for name, flags in (('P', ['--pseudo=c']), ('P0', ['--lambda_att=0'])):
+        run('train_student.py', *TINY_S, f'--teacher={out}/T_ac/ckpt.pt', '--attrs=b', f'--out_dir={out}/{name}', *flags)
+    run('train_student.py', *TINY_S, f'--teacher={teacher}/ckpt.pt', '--attrs=c', f'--out_dir={out}/S_c')
+    return out
 
 
-def test_pseudo_maps_are_scored_by_the_teachers_class(runs, data, evaluation, tmp_path):
-    paths = ','.join(f'{runs}/{name}/ckpt.pt' for name in ('t_a', 'p', 'p0'))
-    out = run('evaluate.py', f'--ckpt={paths}', f'--out_dir={tmp_path}', '--split=val', '--n_rows=1', *evaluation)
-    (x, y, m), D = arrays(data, 'val'), load_nets(f'{runs}/t_a/ckpt.pt', 'stargan')[1]['D']
-    assert f'24 val images of {data}' in out
-    for row, name in zip(results(tmp_path)[1:], ('p', 'p0')):  # c by the score of a, also without attention loss
-        G = load_nets(f'{runs}/{name}/ckpt.pt', 'stargan')[1]['G']
-        assert set(row['measures']) == {'c'}
-        for k, v in by_hand(G, D, x, y, m[:, 2], 2, 0).items():
-            assert row[k] == pytest.approx(v, rel=1e-4, nan_ok=True), k
+@pytest.fixture(scope='module')
+def trio(data, teacher, runs, evaluation, tmp_path_factory):
+    """An evaluation of a teacher, two seeds of a student, and one without the loss -> its folder, what it said."""
+    out = tmp_path_factory.mktemp('trio')
+    paths = f'{teacher}/ckpt.pt,{runs}/S-s0/ckpt.pt+{runs}/S-s1/ckpt.pt,{runs}/S0/ckpt.pt'
+    said = run('evaluate.py', f'--ckpt={paths}', f'--out_dir={out}', *evaluation, f'--clf_dir={out}/clf', '--batch_size=7')
+    return out, said
 
 
-def test_regions_at_a_smaller_size_and_an_attribute_that_all_have(evaluation, tmp_path):
+def test_figures_of_the_tables_by_hand(data, teacher, runs, trio):
+    out, _ = trio
+    x, y, m = arrays(data)
+    T = Net(teacher)
+    found = results(out)
+    calls = {}
+    logits, real = judge(out / 'clf', x)
+    for i, name in enumerate('abc'):
+        calls[name] = (logits[y[:, i] == 1, i] > 0).float().mean().item()
+        assert found['real'][f'-> {name}'] == pytest.approx(calls[name])
+    assert found['real']['accuracy'] == pytest.approx(np.mean(list(calls.values())))
+    assert [row['name'] for row in found['checkpoints']] == [teacher.name, 'S-s0', 'S-s1', 'S0']
+
+    for row, net in zip(found['checkpoints'], [T] + [Net(runs / name) for name in ('S-s0', 'S-s1', 'S0')]):
+        fakes = []
+        right = []
+        for i, name in enumerate('abc'):
+            rows = y[:, i] == 0
+            fakes.append(as_png(net.translate(x[rows], y[rows], name)))
+            logits, _ = judge(out / 'clf', fakes[-1])
+            right.append((logits[:, i] > 0).float().mean().item())
+            assert row[f'-> {name}'] == row['measures'][name]['accuracy'] == pytest.approx(right[-1])
+        assert row['accuracy'] == pytest.approx(np.mean(right)) and row['n_fake'] == (y == 0).sum()
+        _, fake = judge(out / 'clf', torch.cat(fakes))
+        assert row['fd_clf'] == pytest.approx(frechet(real, fake), rel=1e-3)
+        for key, value in by_hand(net, T if net is not T else net, x, y, m).items():
+            assert row[key] == pytest.approx(value, rel=1e-3, nan_ok=True), key
+        assert ('gradcam agreement' in row) == (net is not T)
+
+
+def test_judge_is_trained_on_the_training_images(data, trio):
+    out, _ = trio
+    x, y, _ = arrays(data, 'val')
+    x = torch.from_numpy(np.load(f'{data}/train_x.npy')).permute(0, 3, 1, 2) / 127.5 - 1
+    y = torch.from_numpy(np.load(f'{data}/train_y.npy')).float()
+    # One epoch of 24 images is one step.
+    torch.manual_seed(0)
+    clf = torchvision.models.resnet18(num_classes=3)
+    opt = torch.optim.AdamW(clf.parameters(), 2e-3, weight_decay=0.01)
+    torch.optim.lr_scheduler.OneCycleLR(opt, 2e-3, total_steps=1)
+    rows = torch.randperm(24)
+    flip = torch.rand(24, 1, 1, 1) < 0.5
+    logits = clf(torch.where(flip, x[rows].flip(3), x[rows]))
+    F.binary_cross_entropy_with_logits(logits, y[rows], reduction='sum').div(24).backward()
+    opt.step()
+    name, = os.listdir(out / 'clf')
+    kept = torch.load(out / 'clf' / name, weights_only=True)
+    for key, value in clf.state_dict().items():
+        assert torch.allclose(kept[key], value, atol=1e-6), key
+
+
+def test_seeds_make_a_row_and_a_run_ends_with_what_it_shows(teacher, trio):
+    out, said = trio
+    found = results(out)
+    rows = found['checkpoints']
+    assert [row['row'] for row in rows] == [teacher.name, 'S (2 seeds)', 'S (2 seeds)', 'S0']
+    text = (out / 'table.txt').read_text()
+    head, *lines = text.split('\n\n')[0].splitlines()
+    columns = re.split(r'  +', head)
+    assert columns == ['summary', 'accuracy %', 'hirescam agreement', 'hirescam energy', 'FD-clf']
+    for key, column, decimals in (('fd_clf', 4, 2), ('hirescam agreement', 2, 2)):
+        a, b = [row[key] for row in rows[1:3]]
+        cell = re.split(r'  +', lines[1])[column]
+        assert cell == f'{(a + b) / 2:.{decimals}f} ± {abs(a - b) / 2 ** 0.5:.{decimals}f}'
+    agree = np.mean([row['hirescam agreement'] for row in rows[1:3]])
+    points = 100 * (rows[1]['accuracy'] / 2 + rows[2]['accuracy'] / 2 - rows[3]['accuracy'])
+    last_lines = said.strip().splitlines()[-2:]
+    assert f"S (2 seeds) was trained to look where the teacher looks: its hirescam maps agree" in last_lines[0]
+    assert f"{agree:.2f}, those of S0" in last_lines[0] and f"{rows[3]['hirescam agreement']:.2f}" in last_lines[0]
+    assert f'{points:+.1f} points; one seed proves neither' in last_lines[1]
+    assert found['summary'] == last_lines and '\n'.join(last_lines) in text and text.split('\n\n')[0] in said
+
+
+def test_report_is_one_page(trio):
+    out, _ = trio
+    assert sorted(os.listdir(out)) == ['clf', 'maps.png', 'report.html', 'results.json', 'stages.png', 'table.txt']
+    page = (out / 'report.html').read_text()
+    assert page.count('data:image/png;base64,') == 2 and page.count('<table>') == 4
+    # Two charts for each row; the first seed's of two
+    assert page.count('<svg') == 6 and 'S-s0, generator' in page and 'S-s1, generator' not in page
+    # Nothing is fetched, nothing runs.
+    assert '<script' not in page and not re.findall(r'(?:src|href)=(?!"data:)', page)
+    assert 'python evaluate.py' in page and results(out)['summary'][0] in page.replace('&#x27;', "'")
+
+
+def sheet_cell(path, row, column, left):
+    """A picture of a figure, at the size of 16 px images."""
+    sheet = np.asarray(Image.open(path))
+    top = 22 + 132 * row
+    return sheet[top + 4:top + 128:8, left + 132 * column + 4:left + 132 * column + 128:8].astype(int)
+
+
+def test_figures_show_what_their_headers_say(data, teacher, runs, trio, evaluation, tmp_path):
+    """Each net's translation and its map, of the kind that it or, without the loss, the first other was trained by."""
+    out, _ = trio
+    x, y, _ = arrays(data)
+    T = Net(teacher)
+    nets = [T, Net(runs / 'S-s0'), Net(runs / 'S0')]
+    names = ['a', 'b', 'c', 'a']
+    used = []
+    for k, name in enumerate(names):
+        # An image without it that has the fewest others and has not been taken yet
+        rows = [row for row in range(24) if y[row, 'abc'.index(name)] == 0 and row not in used]
+        used.append(min(rows, key=lambda row: y[row].sum()))
+    width = Image.open(out / 'maps.png').width
+    left = width - 7 * 132
+    for r, (name, row) in enumerate([('a', used[0]), ('a', used[3]), ('b', used[1]), ('c', used[2])]):
+        x_row = x[row:row + 1]
+        want = [x_row]
+        for net in nets:
+            want.append(net.translate(x_row, y[row:row + 1], name))
+            A = net.map(x_row, y[row:row + 1], name, 'hirescam', T.D, 'abc'.index(name))
+            want.append(overlay(x_row, A))
+        for c, picture in enumerate(want):
+            picture = to_uint8(picture.detach())[0].permute(1, 2, 0).numpy()
+            assert np.abs(sheet_cell(out / 'maps.png', r, c, left) - picture).max() <= 1, (r, c)
+    # The last stage of res, behind the input and three of down
+    left = Image.open(out / 'stages.png').width - 8 * 132 + 132
+    want = to_uint8(overlay(x[used[:1]], T.map(x[used[:1]], y[used[:1]], 'a', 'hirescam', T.D, 0)))[0]
+    found = [np.abs(sheet_cell(out / 'stages.png', 0, c, left) - want.permute(1, 2, 0).numpy()).max() for c in range(7)]
+    assert found.index(min(found)) == 3 and min(found) <= 1
+    # A student that was trained by the other map
+    saved = ckpt(runs / 'S-s0')
+    saved['config']['cam'] = 'gradcam'
+    torch.save(saved, tmp_path / 'ckpt.pt')
+    paths = f'{teacher}/ckpt.pt,{tmp_path}/ckpt.pt'
+    run('evaluate.py', f'--ckpt={paths}', f'--out_dir={tmp_path}/e', *evaluation, f'--clf_dir={out}/clf', '--n_rows=1')
+    A = nets[1].map(x[used[:1]], y[used[:1]], 'a', 'gradcam', T.D, 0)
+    picture = to_uint8(overlay(x[used[:1]], A))[0].permute(1, 2, 0).numpy()
+    left = Image.open(tmp_path / 'e/maps.png').width - 5 * 132
+    assert np.abs(sheet_cell(tmp_path / 'e/maps.png', 0, 4, left) - picture).max() <= 1
+    # From the classifier that is kept, with other batches
+    row = results(tmp_path / 'e')['checkpoints'][1]
+    want = results(out)['checkpoints'][1]
+    for key in ('accuracy', 'fd_clf', 'leak', 'gradcam agreement'):
+        assert row[key] == pytest.approx(want[key], rel=1e-3), key
+
+
+def test_pseudo_maps_are_scored_by_the_teachers_class(data, teacher, runs, evaluation, tmp_path):
+    x, y, m = arrays(data, 'val')
+    for names, scored in ((('T_ac', 'P', 'P0'), 'c'), ((teacher, 'S_c'), None)):
+        paths = ','.join(f'{runs / name}/ckpt.pt' for name in names)
+        said = run('evaluate.py', f'--ckpt={paths}', f'--out_dir={tmp_path}', '--split=val', *evaluation)
+        assert f'24 val images of {data}' in said
+        T = Net(runs / names[0])
+        for row, name in zip(results(tmp_path)['checkpoints'][1:], names[1:]):
+            for key, value in by_hand(Net(runs / name), T, x, y, m, scored).items():
+                assert row[key] == pytest.approx(value, rel=1e-3, nan_ok=True), (name, key)
+
+
+def test_regions_at_a_smaller_size(evaluation, tmp_path):
     data = make_data(str(tmp_path / 'data'))
     x, y, m = arrays(data)
-    y[:, 2], m[:] = 1, False
-    m[:, 0, 3:6, 2:7] = True  # at 8 px: pixels 1 and 2 of row 2 are full; others half or less
-    np.save(f'{data}/test_y.npy', y)
+    # At 8 px pixels 1 and 2 of row 2 are full; others half or less.
+    m[:] = False
+    m[:, 0, 3:6, 2:7] = True
     np.save(f'{data}/test_m.npy', m.byte())
-    run('train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', *TINY, '--image_size=8')
+    run('train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', *TINY, '--image_size=8', '--max_iters=0')
     run('evaluate.py', f'--ckpt={tmp_path}/t/ckpt.pt', f'--out_dir={tmp_path}/e', *evaluation)
-    row, = results(tmp_path / 'e')
-    assert set(row['measures']) == {'a', 'b'} and row['measures']['b']['gradcam energy'] is None  # b's is nowhere
-    nets, at_8px = load_nets(f'{tmp_path}/t/ckpt.pt', 'stargan')[1], torch.zeros(24, 8, 8, dtype=torch.bool)
-    at_8px[:, 2, 1:3] = True
-    want = by_hand(nets['G'], nets['D'], torch.nn.functional.avg_pool2d(x, 2), y, at_8px, 0, 0)
-    for k, v in want.items():
-        assert row['measures']['a'][k] == pytest.approx(v, rel=1e-4), k
+    row, = results(tmp_path / 'e')['checkpoints']
+    # b's region is nowhere.
+    assert row['measures']['b']['gradcam energy'] is None
+    at_8px = torch.zeros(24, 3, 8, 8, dtype=torch.bool)
+    at_8px[:, 0, 2, 1:3] = True
+    T = Net(tmp_path / 't')
+    T.attrs = ['a']
+    T.translate = lambda x, y, name: T.G(x, torch.stack([y[:, 0] * 0 + 1, y[:, 0] * 0, y[:, 2]], 1).float())
+    for key, value in by_hand(T, T, F.avg_pool2d(x, 2), y, at_8px).items():
+        assert row['measures']['a'][key] == pytest.approx(value, rel=1e-3), key
 
 
-def test_photos(teacher, tmp_path):
-    (tmp_path / 'in/deep').mkdir(parents=True)
-    photo, turned = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8), Image.Exif()
-    turned[0x0112] = 6
-    Image.fromarray(photo).save(tmp_path / 'in/a.png')
-    Image.fromarray(photo).convert('CMYK').save(tmp_path / 'in/a.jpg')  # the same stem, another mode
-    Image.fromarray(photo).save(tmp_path / 'in/deep/b.jpg', exif=turned)
-    (tmp_path / 'in/broken.jpg').write_text('no image')
-    args = ['evaluate.py', f'--ckpt={teacher}/ckpt.pt', '--device=cpu']
-    said = run(*args, f'--input={tmp_path}/in', f'--out={tmp_path}/o', '--attrs=a,b+c')
-    assert 'broken.jpg: left out' in said and 'centre square' in said and '6 images' in said
-    assert {str(path.relative_to(tmp_path / 'o')) for path in (tmp_path / 'o').rglob('*.png')} == {
-        f'{name}_{target}.png' for name in ('a_jpg', 'a_png', 'deep/b_jpg') for target in ('a', 'b+c')}
-    result = np.asarray(Image.open(tmp_path / 'o/a_png_a.png')) == photo
-    assert result[:5].all() and result[35:].all() and not result[5:35].all()  # outside the square
-    assert Image.open(tmp_path / 'o/deep/b_jpg_a.png').size == (40, 30)  # upright
-    # the square is G's, for what D takes the photo for
-    run(*args, f'--input={tmp_path}/in/a.png', f'--out={tmp_path}/o', '--attrs=b', '--paste=False')
-    nets = load_nets(f'{teacher}/ckpt.pt', 'stargan')[1]
-    x = np.array(Image.open(tmp_path / 'in/a.png').crop((0, 5, 30, 35)).resize((16, 16), Image.Resampling.BICUBIC))
-    x = torch.from_numpy(x).permute(2, 0, 1)[None] / 127.5 - 1
-    y = set_attr((nets['D'](x)[1] > 0).float(), 1, [[0, 1]])  # a and b are exclusive
-    want = to_uint8(nets['G'](x, y))[0].permute(1, 2, 0).numpy().astype(int)
-    assert np.abs(np.asarray(Image.open(tmp_path / 'o/a_png_b.png')) - want).max() <= 1
+def test_single_label_sets(evaluation, tmp_path):
+    """Images of classes that no net knows are left out; a call is the largest logit, not a positive one."""
+    data = make_data(str(tmp_path / 'data'), label='single')
+    run('train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', *TINY, '--attrs=a,b')
+    flags = [*evaluation, f'--clf_dir={tmp_path}/clf', f'--out_dir={tmp_path}/e']
+    run('evaluate.py', f'--ckpt={tmp_path}/t/ckpt.pt', *flags)
+    x, y, _ = arrays(data)
+    row, = results(tmp_path / 'e')['checkpoints']
+    T = Net(tmp_path / 't')
+    fakes = []
+    for i, name in enumerate('ab'):
+        rows = y[:, 1 - i] == 1
+        fakes.append(as_png(T.G(x[rows], torch.eye(2)[i].expand(rows.sum(), 2))))
+        logits, _ = judge(tmp_path / 'clf', fakes[-1])
+        assert row[f'-> {name}'] == pytest.approx((logits.argmax(1) == i).float().mean().item())
+    _, real = judge(tmp_path / 'clf', x[y[:, 2] == 0])
+    _, fake = judge(tmp_path / 'clf', torch.cat(fakes))
+    assert row['fd_clf'] == pytest.approx(frechet(real, fake), rel=1e-3)
 
 
-def test_without_imagenet_weights(data, teacher, evaluation, tmp_path):
-    shutil.copytree(data, tmp_path / 'tiny')
-    for split in ('train', 'val', 'test'):
-        os.remove(tmp_path / f'tiny/{split}_m.npy')
-    # without regions the data is not drawn; no weights, no network: a warning, and on with the other
-    says = run('evaluate.py', f'--ckpt={teacher}/ckpt.pt', f'--dataset={tmp_path}/tiny', *evaluation,
-               f'--out_dir={tmp_path}/e', env=dict(TORCH_HOME=str(tmp_path), https_proxy='http://127.0.0.1:9'))
-    assert 'warning: no ImageNet weights' in says and 'classifier resnet18' in says and 'gradcam' not in says
+def test_images_for_figures_have_few_other_attributes():
+    y = torch.tensor([[0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 0]])
+    test = types.SimpleNamespace(y=y, names=['a', 'b', 'c'], without=lambda name: (y[:, 'abc'.index(name)] == 0).nonzero()[:, 0])
+    # First one for each, then a second; none twice, and in the order of the names
+    assert choose_images(['a', 'b'], test, 2) == [('a', 1), ('b', 3)]
+    assert choose_images(['a', 'b', 'c'], test, 5) == [('a', 3), ('a', 4), ('b', 1), ('c', 2)]
 
 
-# FID and KID: the Inception net against a plain reimplementation, files, folders, the command
+# -----------------------------------------------------------------------------
+# FID and KID: the Inception net against a plain reimplementation, files, folders, both directions of UAG
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
     """A file in the layout of the published one (old format, torchvision's keys), with random weights."""
     with torch.device('meta'):
         net = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
-    generator, state = torch.Generator().manual_seed(0), {}
-    for name, v in net.state_dict().items():
-        w = torch.randn(v.shape, generator=generator) * 0.2 + name.endswith(('bn.weight', 'running_var'))
-        if not name.endswith('num_batches_tracked'):  # 5 and the root keep activations of a size from layer to layer
-            w = w.abs() + 0.3 if name.endswith('running_var') else w
-            state[name] = w * 5 * (2 / v[0].numel()) ** 0.5 if v.dim() == 4 else w
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, value in net.state_dict().items():
+        w = torch.randn(value.shape, generator=generator) * 0.2
+        if name.endswith(('bn.weight', 'running_var')):
+            w += 1
+        if name.endswith('running_var'):
+            w = w.abs() + 0.3
+        if value.dim() == 4:
+            # Activations keep their size from layer to layer.
+            w *= 5 * (2 / value[0].numel()) ** 0.5
+        if not name.endswith('num_batches_tracked'):
+            state[name] = w
     path = tmp_path_factory.mktemp('inception') / 'random.pth'
     torch.save(state, path, _use_new_zipfile_serialization=False)
     return str(path)
@@ -282,72 +512,94 @@ def net(weights):
 
 
 def bilinear(x, size):
-    """(H, W, 3) array to (size, size, 3): between the centres of the four nearest pixels, whatever the scale."""
+    """(H, W, 3) array -> (size, size, 3): between the centres of the four nearest pixels, whatever the scale."""
     for axis in (0, 1):
         at = ((np.arange(size) + 0.5) * x.shape[axis] / size - 0.5).clip(0, x.shape[axis] - 1)
         low = np.floor(at).astype(int)
-        high, part = (low + 1).clip(max=x.shape[axis] - 1), np.moveaxis((at - low)[:, None, None], 0, axis)
+        high = (low + 1).clip(max=x.shape[axis] - 1)
+        part = np.moveaxis((at - low)[:, None, None], 0, axis)
         x = x.take(low, axis) * (1 - part) + x.take(high, axis) * part
     return x
 
 
-def average(x):
-    count = F.avg_pool2d(torch.ones_like(x), 3, 1, 1)  # of 9 pixels under the window: 4, 6 or 9 are the image's
-    return F.avg_pool2d(x, 3, 1, 1) / count
+def pool(x, kind):
+    if kind == 'max/2':
+        return F.max_pool2d(x, 3, 2)
+    if kind == 'max':
+        return F.max_pool2d(x, 3, 1, 1)
+    # Of 9 pixels under the window 4, 6 or 9 are the image's.
+    return F.avg_pool2d(x, 3, 1, 1) / F.avg_pool2d(torch.ones_like(x), 3, 1, 1)
 
 
-POOLS = {'average': average, 'max': lambda x: F.max_pool2d(x, 3, 1, 1), 'max/2': lambda x: F.max_pool2d(x, 3, 2)}
-
-
-def reference(state, image):
+class Reference:
     """The 2048 features of one image (H, W, 3) uint8, in float64, out of nothing but the file's tensors."""
-    def chain(x, path, padded=True):  # of layers; those with /2 have stride 2, no padding, the others keep the size
-        for name in path.split():
-            if name.split('.')[-1] in POOLS:
-                x = POOLS[name.split('.')[-1]](x)
-                continue
-            name, stride = name.removesuffix('/2'), 1 + name.endswith('/2')
-            mean, var, scale, shift = (state[f'{name}.bn.{k}'].double()[:, None, None]
-                                       for k in ('running_mean', 'running_var', 'weight', 'bias'))
-            w = state[name + '.conv.weight'].double()
-            x = F.conv2d(x, w, None, stride, [k // 2 * (padded and stride == 1) for k in w.shape[2:]])
-            x = ((x - mean) / (var + 0.001).sqrt() * scale + shift).clamp_min(0)
+
+    def __init__(self, state):
+        self.state = state
+
+    def layer(self, x, name, padded):
+        """Convolution, batch norm, ReLU. With /2 it has stride 2 and no padding, others keep the size."""
+        stride = 2 if name.endswith('/2') else 1
+        name = name.removesuffix('/2')
+        weight = self.state[f'{name}.conv.weight'].double()
+        padding = [size // 2 if padded and stride == 1 else 0 for size in weight.shape[2:]]
+        x = F.conv2d(x, weight, None, stride, padding)
+        mean, var, scale, shift = [self.state[f'{name}.bn.{key}'].double()[:, None, None]
+                                   for key in ('running_mean', 'running_var', 'weight', 'bias')]
+        return ((x - mean) / (var + 0.001).sqrt() * scale + shift).clamp_min(0)
+
+    def chain(self, x, names, padded=True, block=''):
+        for name in names.split():
+            if name in ('average', 'max', 'max/2'):
+                x = pool(x, name)
+            else:
+                x = self.layer(x, block + name, padded)
         return x
 
-    def cat(x, block, *branches):
-        return torch.cat([chain(x, ' '.join(f'{block}.{layer}' for layer in path.split())) for path in branches], 1)
+    def branches(self, x, block, *chains):
+        return torch.cat([self.chain(x, names, block=f'{block}.') for names in chains], 1)
 
-    def numbered(name, *layers):
-        return ' '.join(f'branch{name}_{k}' for k in layers)
-    x = torch.from_numpy(bilinear(image / 255, 299)).permute(2, 0, 1)[None] * 2 - 1
-    x = chain(chain(chain(x, 'Conv2d_1a_3x3/2'), 'Conv2d_2a_3x3', False), 'Conv2d_2b_3x3 max/2 Conv2d_3b_1x1')
-    x = chain(chain(x, 'Conv2d_4a_3x3', False), 'max/2')
-    for block in ('Mixed_5b', 'Mixed_5c', 'Mixed_5d'):
-        x = cat(x, block, 'branch1x1', numbered('5x5', 1, 2), numbered('3x3dbl', 1, 2, 3), 'average branch_pool')
-    x = cat(x, 'Mixed_6a', 'branch3x3/2', numbered('3x3dbl', 1, 2, '3/2'), 'max/2')
-    for block in ('Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e'):
-        chains = numbered('7x7', 1, 2, 3), numbered('7x7dbl', 1, 2, 3, 4, 5)
-        x = cat(x, block, 'branch1x1', *chains, 'average branch_pool')
-    x = cat(x, 'Mixed_7a', numbered('3x3', 1, '2/2'), numbered('7x7x3', 1, 2, 3, '4/2'), 'max/2')
-    for block, pool in (('Mixed_7b', 'average'), ('Mixed_7c', 'max')):
-        forks = [numbered('3x3', 1, f) for f in ('2a', '2b')] + [numbered('3x3dbl', 1, 2, f) for f in ('3a', '3b')]
-        x = cat(x, block, 'branch1x1', *forks, pool + ' branch_pool')
-    return x.mean((2, 3))[0]
+    def features(self, image):
+        x = torch.from_numpy(bilinear(image / 255, 299)).permute(2, 0, 1)[None] * 2 - 1
+        x = self.chain(x, 'Conv2d_1a_3x3/2')
+        x = self.chain(x, 'Conv2d_2a_3x3', padded=False)
+        x = self.chain(x, 'Conv2d_2b_3x3 max/2 Conv2d_3b_1x1')
+        x = self.chain(x, 'Conv2d_4a_3x3', padded=False)
+        x = pool(x, 'max/2')
+        for block in ('Mixed_5b', 'Mixed_5c', 'Mixed_5d'):
+            x = self.branches(x, block, 'branch1x1', 'branch5x5_1 branch5x5_2',
+                              'branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3', 'average branch_pool')
+        x = self.branches(x, 'Mixed_6a', 'branch3x3/2', 'branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3/2', 'max/2')
+        for block in ('Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e'):
+            x = self.branches(x, block, 'branch1x1', 'branch7x7_1 branch7x7_2 branch7x7_3',
+                              'branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5',
+                              'average branch_pool')
+        x = self.branches(x, 'Mixed_7a', 'branch3x3_1 branch3x3_2/2',
+                          'branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4/2', 'max/2')
+        for block, kind in (('Mixed_7b', 'average'), ('Mixed_7c', 'max')):
+            x = self.branches(x, block, 'branch1x1', 'branch3x3_1 branch3x3_2a', 'branch3x3_1 branch3x3_2b',
+                              'branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a',
+                              'branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3b', f'{kind} branch_pool')
+        return x.mean((2, 3))[0]
 
 
 def test_features_are_those_of_the_published_net(weights, net):
-    state, rng = torch.load(weights, weights_only=True), np.random.default_rng(0)
+    state = torch.load(weights, weights_only=True)
     plain = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False).eval()
     plain.load_state_dict(state)
     plain.fc = torch.nn.Identity()
-    for size in ((30, 50), (420, 310)):  # one to be enlarged, one to be shrunk, where antialiasing would show
-        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        x, want = torch.from_numpy(image).permute(2, 0, 1)[None], reference(state, image)
-        got = inception_features(net, x)
-        assert got.dtype == torch.float64 and got.shape == (1, 2048)
-        assert (got[0] - want).norm() < 1e-4 * want.norm() and (got[0] - want).abs().max() < 1e-4 * want.abs().max()
-        assert (inception_features(plain, x)[0] - want).norm() > 0.01 * want.norm()  # torchvision's pools: not these
-    assert (want > 0).double().mean() > 0.5 and 0.01 < want.mean() < 100  # a net whose units are alive
+    # One side is enlarged, one shrunk, where antialiasing would show.
+    image = np.random.default_rng(0).integers(0, 256, (30, 420, 3), dtype=np.uint8)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None]
+    want = Reference(state).features(image)
+    found = inception_features(net, x)
+    assert found.dtype == torch.float64 and found.shape == (1, 2048)
+    assert (found[0] - want).norm() < 1e-4 * want.norm()
+    assert (found[0] - want).abs().max() < 1e-4 * want.abs().max()
+    # torchvision's pools: not these
+    assert (inception_features(plain, x)[0] - want).norm() > 0.01 * want.norm()
+    # A net whose units are alive
+    assert (want > 0).double().mean() > 0.5 and 0.01 < want.mean() < 100
 
 
 def test_weights_are_checked_and_found(weights, tmp_path, monkeypatch, capsys):
@@ -355,86 +607,389 @@ def test_weights_are_checked_and_found(weights, tmp_path, monkeypatch, capsys):
     (tmp_path / 'cut.pth').write_bytes(open(weights, 'rb').read(100_000))
     (tmp_path / 'page.pth').write_bytes(b'<html>not found</html>')
     for name in ('cut.pth', 'page.pth', 'resnet.pth', 'missing.pth'):
-        with pytest.raises(SystemExit) as e:
+        with pytest.raises(SystemExit) as end:
             load_inception(str(tmp_path / name), 'cpu')
-        assert name in e.value.code and len(e.value.code.splitlines()) == 1 and 'weights_only' not in e.value.code
-    asked, before = [], torch.random.get_rng_state()
+        message = end.value.code
+        assert name in message and len(message.splitlines()) == 1 and 'weights_only' not in message
+    asked = []
 
     def download(url, path, hash_prefix, progress):
         asked.append((url, hash_prefix))
         if len(asked) == 1:
-            raise urllib.error.URLError('no route to host')
+            raise urllib.error.URLError('no route\nto host')
         os.link(weights, path)
+
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    random_state = torch.random.get_rng_state()
     assert load_inception('', 'cpu') is None
     line = capsys.readouterr().out.splitlines()[-1]
     assert 'no route to host' in line and FID_URL in line and '--inception=' in line
     assert load_inception('', 'cpu') is not None and asked[1] == (FID_URL, '6726825d')
-    assert load_inception('', 'cpu') is not None and len(asked) == 2  # from the cache
-    assert torch.equal(before, torch.random.get_rng_state())  # what is trained later does not depend on it
+    # From the cache
+    assert load_inception('', 'cpu') is not None and len(asked) == 2
+    # What is trained later does not depend on it.
+    assert torch.equal(random_state, torch.random.get_rng_state())
 
 
-def frechet(x, y):
-    """The distance of features (N, d) and (M, d), few of them: tr (C1 C2)^(1/2) is the sum of the singular values of
-    X Y^T, centred, over the root of (N - 1)(M - 1). No matrix of d x d."""
-    x_c, y_c = x - x.mean(0), y - y.mean(0)
-    both = torch.linalg.svdvals(x_c @ y_c.T).sum() / ((len(x) - 1) * (len(y) - 1)) ** 0.5
-    same = x_c.square().sum() / (len(x) - 1) + y_c.square().sum() / (len(y) - 1)
-    return ((x.mean(0) - y.mean(0)).square().sum() + same - 2 * both).item()
+class FewFeatures(torch.nn.Module):
+    """In place of Inception: 48 features of an image, quickly."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(x, 4).flatten(1)
 
 
-def test_distances():
-    x = torch.randn(60, 12, generator=torch.Generator().manual_seed(0)).double()
-    near, far = (distances(stats_of([x]), stats_of([x + d])) for d in (0.1, 1))
-    assert (near['fid'], far['fid']) == pytest.approx((12 * 0.1 ** 2, 12)) and near['kid'] < far['kid']
-    assert far['fid'] == pytest.approx(frechet(x, x + 1))
+def test_fid_of_folders_reads_files_as_pytorch_fid_does(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / 'a'
+    (folder / 'deep').mkdir(parents=True)
+    noise = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    noise.save(folder / '0.png')
+    noise.convert('L').save(folder / 'grey.PNG')
+    noise.convert('CMYK').save(folder / 'cmyk.jpg')
+    noise.convert('P').save(folder / 'deep/palette.bmp')
+    Image.fromarray(rng.integers(0, 65536, (9, 9), dtype=np.uint16)).save(folder / 'word.png')
+    Image.fromarray(rng.integers(0, 256, (9, 9, 4), dtype=np.uint8)).save(folder / 'veil.png')
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise.save(folder / 'turned.jpg', exif=turned)
+    # No images, for pytorch-fid; hidden, and thumbnails
+    noise.save(folder / 'moving.gif')
+    (folder / 'notes.txt').write_text('no image')
+    (folder / '._0.png').write_text('no image')
+    for hidden in ('@eaDir', '.thumbnails', '__MACOSX'):
+        (folder / hidden).mkdir()
+        noise.save(folder / hidden / '0.png')
+    want = []
+    for name in ('0.png', 'cmyk.jpg', 'deep/palette.bmp', 'grey.PNG', 'turned.jpg', 'veil.png', 'word.png'):
+        pixels = np.array(Image.open(folder / name).convert('RGB'))
+        want.append(inception_features(FewFeatures(), [torch.from_numpy(pixels).permute(2, 0, 1)]))
+    files, _ = list_files(str(folder), evaluate.FID_ENDINGS)
+    found = evaluate.folder_features(files, 'files', FewFeatures())
+    assert len(files) == 7 and torch.allclose(found, torch.cat(want))
+    # A damaged one is named.
+    (folder / 'cut.png').write_bytes((folder / '0.png').read_bytes()[:300])
+    with pytest.raises(SystemExit, match='cut.png: cannot be read'):
+        evaluate.folder_features([folder / '0.png', folder / 'cut.png'], 'files', FewFeatures())
 
 
-def test_folders_npz_and_mistakes(net, weights, tmp_path):
-    """Two folders of a few noisy images, one of several sizes, modes and depths; what else may lie there."""
-    rng, a, b = np.random.default_rng(0), tmp_path / 'a', tmp_path / 'b'
-    for path, shape in ((a / '0.png', (40, 32, 3)), (a / '1.PNG', (40, 32, 3)), (a / 'deep/2.bmp', (20, 30, 3)),
-                        (a / 'gray.png', (9, 9)), (a / 'veil.png', (9, 9, 4)), (b / '0.png', (16, 16, 3)),
-                        (b / '1.png', (16, 16, 3)), (tmp_path / 'cut/0.png', (16, 16, 3))):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
-    (a / 'notes.txt').write_text('no image')
-    (a / '._0.png').write_text('no image')  # as macOS leaves them
-    common = [f'--inception={weights}', '--device=cpu', '--batch_size=2']
-    evaluate.inception = weights
-    files = [[a / name for name in ('0.png', '1.PNG', 'deep/2.bmp', 'gray.png', 'veil.png')], sorted(b.iterdir())]
-    pixels = lambda path: torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)
-    x, y = (inception_features(net, map(pixels, paths)) for paths in files)
-    (_, _, found), said = evaluate.stats_of_files(str(a), 'cpu')
-    assert torch.allclose(found, x, rtol=1e-4, atol=1e-5) and said == f'{a}: 5 images'
-    np.savez_compressed(tmp_path / 'a.npz', mu=x.mean(0).numpy(), sigma=x.T.cov().numpy())  # as pytorch-fid does
-    out = run('evaluate.py', f'--real_dir={tmp_path}/a.npz', f'--fake_dir={b}', *common)
-    assert float(out.split('fid ')[1].split()[0]) == pytest.approx(frechet(x, y), rel=1e-3)
-    assert f'{tmp_path}/a.npz: statistics' in out and f'{b}: 2 images' in out and 'kid ' not in out
-    (tmp_path / 'cut/0.png').write_bytes((tmp_path / 'cut/0.png').read_bytes()[:500])
-    (tmp_path / 'empty').mkdir()
-    np.savez(tmp_path / 'small.npz', mu=np.zeros(64), sigma=np.zeros((64, 64)))
-    (tmp_path / 'no.npz').write_bytes(b'no archive')
-    assert '--fake_dir=' in run('evaluate.py', f'--real_dir={b}', *common, ok=False)
-    for name in ('empty', 'missing', 'missing.npz', 'cut', 'small.npz', 'no.npz'):
-        args = [f'--real_dir={tmp_path}/{name}', f'--fake_dir={b}', *common]
-        assert f'{tmp_path}/{name}' in run('evaluate.py', *args, ok=False)
+def test_fid_of_folders(net, weights, tmp_path):
+    rng = np.random.default_rng(0)
+    features = {}
+    for name, n in (('a', 2), ('b', 3), ('one', 1), ('empty', 0)):
+        (tmp_path / name).mkdir()
+        images = torch.from_numpy(rng.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8))
+        for i, image in enumerate(images):
+            Image.fromarray(image.numpy()).save(tmp_path / name / f'{i}.png')
+        if n > 1:
+            features[name] = inception_features(net, images.permute(0, 3, 1, 2))
+    flags = ['evaluate.py', f'--inception={weights}', '--device=cpu', '--batch_size=2']
+    said = run(*flags, f'--real_dir={tmp_path}/a', f'--fake_dir={tmp_path}/b')
+    figures = re.search(r'fid ([\d.e+-]+) \| kid ([\d.e+-]+)', said)
+    assert float(figures[1]) == pytest.approx(frechet(features['a'], features['b']), rel=1e-3)
+    assert float(figures[2]) == pytest.approx(kid(features['a'], features['b'], 0)[0], rel=1e-3)
+    assert f'{tmp_path}/a: 2 images' in said and f'{tmp_path}/b: 3 images' in said
+    for name, words in (('empty', 'no image there'), ('missing', 'no image there'), ('one', 'want two images')):
+        message = run(*flags, f'--real_dir={tmp_path}/a', f'--fake_dir={tmp_path}/{name}', ok=False)
+        assert f'{tmp_path}/{name}: ' in message and words in message
+    assert '--fake_dir=' in run('evaluate.py', f'--real_dir={tmp_path}/a', ok=False)
 
 
-def test_tables_with_fid(net, weights, evaluation, tmp_path):
-    """FID and KID of a checkpoint's translations are those of the same images as features made by hand."""
-    data = make_data(str(tmp_path / 'data'), n=4)
-    run('train_teacher.py', f'--dataset={data}', f'--out_dir={tmp_path}/t', *TINY, '--max_iters=0')
-    args = [f'--ckpt={tmp_path}/t/ckpt.pt', *evaluation, f'--inception={weights}', f'--out_dir={tmp_path}/e']
-    out, row = run('evaluate.py', *args), json.loads((tmp_path / 'e/results.json').read_text())['checkpoints'][0]
-    assert 'FID' in out and 'KID x100' in out and 'below 2,048 images' in out
-    c, nets = load_nets(f'{tmp_path}/t/ckpt.pt', 'stargan')
-    x, y = (torch.from_numpy(np.load(f'{data}/test_{k}.npy')) for k in 'xy')
-    x, fakes = x.permute(0, 3, 1, 2), []
-    for i in range(3):
-        rows = (y[:, i] == 0).nonzero().flatten()
-        fakes.append(to_uint8(nets['G'](x[rows] / 127.5 - 1, set_attr(y[rows].float(), i, c['exclusive']))))
-    real, fake = (inception_features(net, part) for part in (x, torch.cat(fakes)))
-    assert row['fid'] == pytest.approx(frechet(real, fake), rel=1e-3)
-    assert row['kid'] == pytest.approx(evaluate.kid(real, fake, torch.Generator().manual_seed(0))[0], rel=1e-3)
+def test_both_directions_of_uag_by_hand(pairs, tmp_path, monkeypatch, capsys):
+    """Accuracy; FD-clf, FID and KID against the real images of the target; regions and maps."""
+    run('train_uag.py', f'--dataset={pairs}', f'--out_dir={tmp_path}/u', *TINY_U, '--n_epochs=1')
+    flags = dict(ckpt=f'{tmp_path}/u/ckpt.pt', out_dir=f'{tmp_path}/e', clf_dir=f'{tmp_path}/clf', clf_epochs=1)
+    for key, value in flags.items():
+        monkeypatch.setattr(evaluate, key, value)
+    net = FewFeatures()
+    monkeypatch.setattr(evaluate, 'load_inception', lambda path, device: net)
+    evaluate.compare_checkpoints()
+    said = capsys.readouterr().out
+    rows = results(tmp_path / 'e')['checkpoints']
+    assert [row['row'] for row in rows] == ['u -> blue', 'u -> red']
+    assert 'below 2,048 images' in said and 'KID x100' in said
+    real = {}
+    for name, side in (('red', 'A'), ('blue', 'B')):
+        x = torch.from_numpy(np.load(f'{pairs}/test{side}_x.npy')).permute(0, 3, 1, 2).float()
+        real[name] = F.interpolate(x, (16, 16), mode='bilinear', antialias=True) / 127.5 - 1
+    region = torch.zeros(3, 16, 16, dtype=torch.bool)
+    region[:, :, :8] = True
+    saved = ckpt(tmp_path / 'u')
+    for row, source, name, letters in ((rows[0], 'red', 'blue', 'st'), (rows[1], 'blue', 'red', 'ts')):
+        G = train_uag.Generator(**saved['g_args'])
+        G.load_state_dict(saved[f'G_{letters}'])
+        A = train_uag.Attention(**saved['a_args'])
+        A.load_state_dict(saved[f'A_{letters[0]}'])
+        x = real[source]
+        with torch.no_grad():
+            a = A(x)
+            if saved['switched']:
+                a = (a >= 0.45).float()
+            fake = as_png(a * G(a * x) + (1 - a) * x)
+        logits, features = judge(tmp_path / 'clf', fake)
+        assert row['accuracy'] == pytest.approx((logits.argmax(1) == (name == 'blue')).float().mean().item())
+        _, real_features = judge(tmp_path / 'clf', real[name])
+        assert row['fd_clf'] == pytest.approx(frechet(real_features, features), rel=1e-3)
+        real_features = inception_features(net, to_uint8(real[name]))
+        features = inception_features(net, to_uint8(fake))
+        assert row['fid'] == pytest.approx(frechet(real_features, features), rel=1e-3)
+        assert row['kid'] == pytest.approx(kid(real_features, features, 0)[0], rel=1e-3)
+        measures = mask_measures(a[:, 0], region[:len(x)], 0.45) | change_measures(x, fake, region[:len(x)])
+        for key, values in measures.items():
+            assert row[key] == pytest.approx(values.mean().item(), rel=1e-3, abs=1e-6), key
+        assert 'gradcam energy' not in row and 'gradcam agreement' not in row
+    # Seeds
+    shutil.copytree(tmp_path / 'u', tmp_path / 'u-s0')
+    shutil.copytree(tmp_path / 'u', tmp_path / 'u-s1')
+    nets = evaluate.load_checkpoints(f'{tmp_path}/u-s0/ckpt.pt+{tmp_path}/u-s1/ckpt.pt,{tmp_path}/u/ckpt.pt', 'cpu')
+    assert [net.row for net in nets] == ['u (2 seeds)', 'u (2 seeds)', 'u']
+
+
+# -----------------------------------------------------------------------------
+# photos
+def test_photos(teacher, tmp_path):
+    folder = tmp_path / 'in'
+    (folder / 'deep').mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels)
+    photo.save(folder / 'me.v2.png')
+    photo.save(folder / 'me_v2.png')
+    photo.convert('CMYK').save(folder / 'me.v2.jpg')
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo.save(folder / 'deep/b.JFIF', 'JPEG', exif=turned)
+    (folder / 'deep/up').symlink_to(folder)
+    grey = np.arange(40 * 30, dtype=np.uint16).reshape(40, 30) * 54
+    Image.fromarray(grey).save(folder / 'word.png')
+    Image.fromarray((grey / 65535).astype(np.float32)).save(folder / 'real.tif')
+    # Profiles of three colour spaces; that of RGB alone may stay.
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
+    for mode, space in (('RGB', b'RGB '), ('L', b'GRAY'), ('CMYK', b'CMYK')):
+        profile[16:20] = space
+        photo.convert(mode).save(folder / f'{mode}.jpg', icc_profile=bytes(profile))
+    # What is no photo, said or, if systems put it there, not
+    (folder / 'broken.jpg').write_text('no image')
+    (folder / 'phone.HEIC').write_text('no image')
+    (folder / '.hidden.jpg').write_text('no image')
+    for hidden in ('@eaDir', '.thumbnails', '__MACOSX'):
+        (folder / hidden).mkdir()
+        photo.save(folder / hidden / 'thumb.jpg')
+    flags = ['evaluate.py', f'--ckpt={teacher}/ckpt.pt', '--device=cpu']
+    said = run(*flags, f'--input={folder}', f'--out={tmp_path}/o', '--attrs=a,b+c')
+    assert 'broken.jpg: left out' in said and 'phone.HEIC: left out' in said and 'hidden' not in said
+    assert 'centre square' in said and '18 images' in said
+    names = ['CMYK.jpg', 'L.jpg', 'RGB.jpg', 'deep/b.JFIF', 'me.v2.jpg', 'me.v2.png', 'me_v2.png', 'real.tif', 'word.png']
+    found = {str(path.relative_to(tmp_path / 'o')) for path in (tmp_path / 'o').rglob('*.png')}
+    assert found == {f'{name}_a.png' for name in names} | {f'{name}_b+c.png' for name in names}
+
+    def result(name):
+        image = Image.open(tmp_path / 'o' / name)
+        return np.asarray(image).astype(int), image.info.get('icc_profile')
+
+    # Outside the square all is as it was.
+    same = result('me.v2.png_a.png')[0] == pixels
+    assert same[:5].all() and same[35:].all() and not same[5:35].all()
+    assert result('deep/b.JFIF_a.png')[0].shape == (30, 40, 3)
+    for name in ('word.png_a.png', 'real.tif_a.png'):
+        assert np.abs(result(name)[0][:5, :, 0] - grey[:5] / 257).max() <= 1
+    for mode in ('RGB', 'L', 'CMYK'):
+        profile = result(f'{mode}.jpg_a.png')[1]
+        assert profile is None or profile[16:20] == b'RGB '
+    assert result('RGB.jpg_a.png')[1]
+
+
+def test_pixels_of_a_translated_photo(teacher, tmp_path):
+    """The square is G's, of what D takes the photo for, with all of the attributes of a target."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'me.png')
+    flags = [f'--ckpt={teacher}/ckpt.pt', f'--input={tmp_path}/me.png', f'--out={tmp_path}', '--device=cpu']
+    run('evaluate.py', *flags, '--attrs=a,b,b+c,c+a', '--paste=False')
+    T = Net(teacher)
+    x = np.array(Image.open(tmp_path / 'me.png').crop((0, 5, 30, 35)).resize((16, 16), Image.BICUBIC))
+    x = torch.from_numpy(x).permute(2, 0, 1)[None] / 127.5 - 1
+    guess = (T.D(x)[1] > 0).float()
+    for target in ('a', 'b', 'b+c', 'c+a'):
+        y = guess.clone()
+        if 'a' in target or 'b' in target:
+            y[:, :2] = 0
+        for name in target.split('+'):
+            y[:, 'abc'.index(name)] = 1
+        want = to_uint8(T.G(x, y))[0].permute(1, 2, 0).numpy().astype(int)
+        found = np.asarray(Image.open(tmp_path / f'me.png_{target}.png')).astype(int)
+        assert np.abs(found - want).max() <= 1, target
+
+
+def test_links_between_folders_end(tmp_path):
+    (tmp_path / 'a').mkdir()
+    Image.new('RGB', (2, 2)).save(tmp_path / 'a/0.png')
+    (tmp_path / 'a/up').symlink_to(tmp_path)
+    (tmp_path / 'b').symlink_to(tmp_path / 'a')
+    images, others = list_files(str(tmp_path), ('.png',))
+    assert len(images) == 1 and not others
+
+
+# -----------------------------------------------------------------------------
+# what users bring: too little data, slips, things that fail late
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory):
+    """Test sets: `all`: everyone has a, and nobody b; `smile`: everyone has the only attribute; nets that are untrained."""
+    out = tmp_path_factory.mktemp('odd')
+    for name, attrs in (('all', 'a,b,c'), ('smile', 'smile')):
+        data = make_data(str(out / name), attrs)
+        y = np.load(f'{data}/test_y.npy')
+        y[:, 0] = 1
+        y[:, 1:2] = 0
+        np.save(f'{data}/test_y.npy', y)
+        run('train_teacher.py', f'--dataset={data}', f'--out_dir={out}/T-{name}', *TINY, '--max_iters=0')
+    data = make_pairs(str(out / 'pairs'))
+    for side in 'AB':
+        for kind in 'xm':
+            np.save(f'{data}/test{side}_{kind}.npy', np.load(f'{data}/test{side}_{kind}.npy')[:1])
+    run('train_uag.py', f'--dataset={data}', f'--out_dir={out}/U', *TINY_U, '--n_epochs=0.3')
+    return out
+
+
+def test_too_little_data_is_shown_as_far_as_it_goes(odd, evaluation, tmp_path):
+    said = run('evaluate.py', f'--ckpt={odd}/T-all/ckpt.pt', f'--out_dir={tmp_path}', *evaluation)
+    assert 'no test image has b: ' in said and 'every test image has a: ' in said
+    found = results(tmp_path)
+    row, = found['checkpoints']
+    assert row['targets'] == ['b', 'c'] and row['accuracy'] == row['-> c'] and found['real']['-> b'] is None
+    assert found['real']['accuracy'] == found['real']['-> c']
+    # One image of each domain
+    said = run('evaluate.py', f'--ckpt={odd}/U/ckpt.pt', f'--out_dir={tmp_path}/u', *evaluation)
+    assert 'U -> blue: distances to real images want two images or more' in said
+    row = results(tmp_path / 'u')['checkpoints'][0]
+    assert row['fd_clf'] is None and row['n_fake'] == 1 and row['accuracy'] in (0, 1)
+
+
+def test_nothing_to_translate_is_said_before_anything_is_trained(odd, tmp_path):
+    flags = [f'--ckpt={odd}/T-smile/ckpt.pt', f'--out_dir={tmp_path}/e', f'--clf_dir={tmp_path}/clf', '--device=cpu']
+    assert 'nothing to translate' in run('evaluate.py', *flags, ok=False)
+    assert not os.path.exists(tmp_path / 'clf')
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--n_rows=0'], '--n_rows=0'),
+    (['--clf_epochs=0'], '--clf_epochs=0'),
+    (['--batch_size=0'], '--batch_size=0'),
+    (['--split=train'], '--split=train'),
+    (['--clf_arch=resnet'], '--clf_arch=resnet'),
+    (['--device=nonsense'], '--device=nonsense'),
+    (['--dataset=nowhere'], '--dataset=nowhere'),
+    (['--ckpt='], '--ckpt='),
+    (['--ckpt=T/nothing.pt'], 'T/nothing.pt'),
+    (['--ckpt=T/ckpt.pt,T/ckpt.pt'], 'two of one name'),
+    (['--ckpt=T/ckpt.pt+T2/ckpt.pt,T-0/ckpt.pt+T-1/ckpt.pt'], 'two of one name'),
+    (['--ckpt=T/ckpt.pt,U/ckpt.pt'], 'U/ckpt.pt is of another kind'),
+    (['--ckpt=T/ckpt.pt,ac/ckpt.pt+T/ckpt.pt'], 'T/ckpt.pt is of another kind, or of other attributes'),
+    (['--ckpt=U/ckpt.pt', '--split=val'], '--split=val'),
+    (['--ckpt=U/ckpt.pt', '--dataset=data'], 'do not go with'),
+    (['--ckpt=cut/ckpt.pt'], '--ckpt=cut/ckpt.pt'),
+    (['--ckpt=text/ckpt.pt'], '--ckpt=text/ckpt.pt'),
+    (['--ckpt=list/ckpt.pt'], '--ckpt=list/ckpt.pt'),
+    (['--ckpt=kind/ckpt.pt'], '--ckpt=kind/ckpt.pt'),
+    (['--ckpt=iter/ckpt.pt'], '--ckpt=iter/ckpt.pt'),
+    (['--ckpt=attrs/ckpt.pt'], '--ckpt=attrs/ckpt.pt'),
+    (['--ckpt=tau/ckpt.pt'], '--ckpt=tau/ckpt.pt'),
+    (['--clf_dir=text/ckpt.pt/clf'], 'text/ckpt.pt/clf: cannot write there'),
+    (['--out_dir=text/ckpt.pt/e'], 'text/ckpt.pt/e: cannot write there'),
+    (['--input=nowhere'], 'nowhere: no image there'),
+    (['--input=text/ckpt.pt'], 'no photo there that can be read'),
+    (['--input=photos', '--attrs=a+d'], '--attrs=a+d'),
+    (['--input=photos', '--ckpt=U/ckpt.pt', '--attrs=red+blue'], 'one at a time'),
+    (['--input=photos', '--out=text/ckpt.pt/o'], 'text/ckpt.pt/o: cannot write there'),
+])
+def test_slips_end_in_one_line(flags, words, slips, tmp_path):
+    common = ['--ckpt=T/ckpt.pt', f'--out_dir={tmp_path}/e', f'--clf_dir={tmp_path}/clf', '--inception=none', '--device=cpu']
+    assert words in run(f'{ROOT}/evaluate.py', *common, *flags, cwd=slips, ok=False)
+    # Nothing was trained for it.
+    assert not os.path.exists(tmp_path / 'clf') or not os.listdir(tmp_path / 'clf')
+
+
+@pytest.fixture(scope='module')
+def slips(data, teacher, runs, odd, tmp_path_factory):
+    """A folder of checkpoints, some of them damaged."""
+    out = tmp_path_factory.mktemp('slips')
+    for name, path in (('T', teacher), ('T2', teacher), ('T-0', teacher), ('T-1', teacher), ('ac', runs / 'T_ac'),
+                       ('U', odd / 'U'), ('data', data)):
+        shutil.copytree(path, out / name)
+    saved = {name: ckpt(out / name) for name in 'TU'}
+    contents = {
+        'list': [1, 2],
+        'kind': saved['T'] | {'kind': 'other'},
+        'iter': saved['T'] | {'iter': 'ten'},
+        'attrs': saved['T'] | {'attrs': ['a', 'b']},
+        'tau': saved['U'] | {'config': saved['U']['config'] | {'tau': 'x'}},
+    }
+    for name, content in contents.items():
+        (out / name).mkdir()
+        torch.save(content, out / name / 'ckpt.pt')
+    for name in ('cut', 'text', 'photos'):
+        (out / name).mkdir()
+    (out / 'cut/ckpt.pt').write_bytes((out / 'T/ckpt.pt').read_bytes()[:1000])
+    (out / 'text/ckpt.pt').write_text('no checkpoint')
+    Image.new('RGB', (20, 20)).save(out / 'photos/0.png')
+    return out
+
+
+def run_after(setup, tmp_path, *flags, ok=True, env=None):
+    """Runs evaluate.py in a process in which `setup` has run before."""
+    script = tmp_path / 'setup.py'
+    script.write_text(f'import sys, runpy, torch\nsys.path.insert(0, {ROOT!r})\n{setup}\n'
+                      f"sys.argv[0] = '{ROOT}/evaluate.py'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
+    return run(script, *flags, ok=ok, env=env)
+
+
+def test_what_happens_late(teacher, runs, evaluation, tmp_path):
+    """Ctrl-C while the classifier is trained, a full disk, figures that fail: one line, or a warning."""
+    flags = [f'--ckpt={teacher}/ckpt.pt', *evaluation, f'--out_dir={tmp_path}/e']
+    setup = ('import os, signal\n'
+             'torch.optim.AdamW = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT)')
+    message = run_after(setup, tmp_path, *flags, f'--clf_dir={tmp_path}/clf', ok=False)
+    assert message.startswith('stopped') and not os.listdir(tmp_path / 'clf')
+    setup = 'import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))'
+    message = run_after(setup, tmp_path, *flags, ok=False)
+    assert f'{tmp_path}/e/results.json: cannot write it' in message and not os.listdir(tmp_path / 'e')
+    # Results are there before anything is drawn, and an ASCII terminal shows what it can.
+    setup = 'from PIL import ImageFont\nImageFont.load_default = None'
+    paths = f'{runs}/S-s0/ckpt.pt+{runs}/S-s1/ckpt.pt'
+    said = run_after(setup, tmp_path, *flags, f'--ckpt={paths}', env=dict(PYTHONIOENCODING='ascii'))
+    assert 'warning: no draw_maps' in said and 'warning: no draw_stages' in said and r'\xb1' in said
+    assert sorted(os.listdir(tmp_path / 'e')) == ['report.html', 'results.json', 'table.txt']
+    assert '±' in (tmp_path / 'e/table.txt').read_text(encoding='utf-8')
+
+
+def test_judge_that_is_kept_is_used_without_imagenet_weights(data, teacher, evaluation, tmp_path, monkeypatch):
+    """Data without regions is not drawn: it wants a ResNet-50. No weights: a warning, and on with the other."""
+    shutil.copytree(data, tmp_path / 'tiny')
+    for split in ('train', 'val', 'test'):
+        os.remove(tmp_path / f'tiny/{split}_m.npy')
+    offline = dict(TORCH_HOME=str(tmp_path), https_proxy='http://127.0.0.1:9')
+    flags = [f'--ckpt={teacher}/ckpt.pt', f'--dataset={tmp_path}/tiny', *evaluation, f'--out_dir={tmp_path}/e',
+             f'--clf_dir={tmp_path}/clf']
+    said = run('evaluate.py', *flags, env=offline)
+    assert 'warning: no ImageNet weights' in said and 'classifier resnet18' in said and 'gradcam energy' not in said
+    name, = os.listdir(tmp_path / 'clf')
+    (tmp_path / 'clf' / name).write_bytes(b'damaged')
+    assert f'{name}: the classifier kept there is damaged' in run('evaluate.py', *flags, '--clf_arch=resnet18', ok=False)
+
+    # One that was trained on another day is used. (A ResNet-18 stands in for it.)
+    def resnet50(weights=None):
+        if weights and os.path.exists(tmp_path / 'kept'):
+            raise urllib.error.URLError('no route to host')
+        return torchvision.models.resnet18()
+
+    monkeypatch.setattr(torchvision.models, 'resnet50', resnet50)
+    monkeypatch.setattr(evaluate, 'train_classifier', lambda *args: None)
+    monkeypatch.setattr(evaluate, 'clf_dir', str(tmp_path / 'kept'))
+    folder, meta = train_student.find_data(str(tmp_path / 'tiny'))
+    train = Images(folder, meta, 'train', 'cpu')
+    first, arch = evaluate.get_classifier('resnet50', train, types.SimpleNamespace(size=16))
+    assert arch == 'resnet50'
+    again, arch = evaluate.get_classifier('resnet50', train, types.SimpleNamespace(size=16))
+    assert arch == 'resnet50' and torch.equal(first.fc.weight, again.fc.weight) and not again.training
