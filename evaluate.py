@@ -380,6 +380,8 @@ class StarGAN:
         self.exclusive = ckpt['exclusive']
         if ckpt['g_args']['c_dim'] != len(self.attrs):
             raise ValueError(f'its nets are not of {len(self.attrs)} attributes')
+        # Groups of columns that its labels do not have raise an error now.
+        set_attr(torch.zeros(1, len(self.attrs)), 0, [[0, *group] for group in self.exclusive])
         self.G = load_net(script.Generator, ckpt['g_args'], ckpt['G']).to(device)
         self.D = load_net(script.Discriminator, ckpt['d_args'], ckpt['D']).to(device)
         self.parts = torch.nn.ModuleList([self.G])
@@ -468,7 +470,7 @@ def load_checkpoints(text, device):
     """ckpt.pt files, as in --ckpt= -> nets. Seeds have one `row`, the name of their row in tables."""
     nets = []
     rows = []
-    for part in text.split(','):
+    for part in text.strip(',').split(','):
         paths = [part] if os.path.exists(part) else part.split('+')
         seeds = [load_checkpoint(os.path.expanduser(path), device) for path in paths]
         labels = [net.about['label'] for net in seeds]
@@ -797,7 +799,7 @@ def conclusions(groups):
     students = {}
     for name, seeds in groups.items():
         if seeds[0]['config'].get('teacher'):
-            students.setdefault(seeds[0]['config']['lambda_att'] > 0, (name, seeds))
+            students.setdefault(bool(seeds[0]['config'].get('lambda_att')), (name, seeds))
     if len(students) < 2:
         return []
     name, seeds = students[True]

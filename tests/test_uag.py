@@ -299,6 +299,26 @@ def test_what_a_run_leaves_behind(runs):
             assert (values <= {0, 255}) == (name == '000012')
 
 
+def test_samples_show_translations_and_the_way_back(runs, pairs):
+    saved = ckpt(runs[0] / 'whole')
+    nets = {}
+    for name in ('G_st', 'G_ts', 'A_s', 'A_t'):
+        nets[name] = Generator(4, 1) if name[0] == 'G' else Attention(4)
+        nets[name].load_state_dict(saved[name])
+    with Image.open(runs[0] / 'whole/samples/000012.png') as grid:
+        pixels = torch.from_numpy(np.asarray(grid)[16::6, ::6].copy()).float() / 127.5 - 1
+    # (rows, columns, 16, 16, 3)
+    pixels = pixels.view(5, 16, 5, 16, 3).transpose(1, 2)
+    shown = {'s': pixels[:2], 't': pixels[2:]}
+    for s, t, name in (('s', 't', 'testA'), ('t', 's', 'testB')):
+        x = whole_images(load_domain(pairs, name), 16)
+        with torch.no_grad():
+            x_fake, a, foreground = translate(x, nets[f'A_{s}'], nets[f'G_{s}{t}'], 0.45)
+            back, _, _ = translate(x_fake, nets[f'A_{t}'], nets[f'G_{t}{s}'], 0.45)
+        for i, column in enumerate((x, 2 * a - 1 + 0 * x, foreground, x_fake, back)):
+            assert (shown[s][:, i] - column.permute(0, 2, 3, 1)).abs().max() < 0.01
+
+
 def test_the_log(runs):
     lines = (runs[0] / 'whole/log.txt').read_text(encoding='utf-8').splitlines()
     assert lines[0].startswith('$ python train_uag.py --dataset=')
@@ -383,6 +403,8 @@ def test_a_d_that_has_stopped_is_named_once(pairs, tmp_path):
     torch.save(changed, tmp_path / 'r/ckpt.pt')
     said = run(*flags, '--n_epochs=51')
     assert said.count('answered 1/2') == 1
+    # A line has means over its interval.
+    assert said.count('D_t_real    0.125 D_t_fake    0.125 ') == 12
     assert said.index('iter    200/204') < said.index('answered 1/2') < said.index('iter    204/204')
 
 
