@@ -191,6 +191,9 @@ def find_data(dataset):
         with open(f'{folder}/meta.json', encoding='utf-8') as file:
             meta = json.load(file)
         check_fields(meta, label=str, image_size=int)
+        for name in ('attrs', 'exclusive', 'domains'):
+            if name in meta:
+                check_fields(meta, **{name: list})
     return folder, meta
 
 

@@ -241,6 +241,9 @@ def find_data(dataset):
         with open(f'{folder}/meta.json', encoding='utf-8') as file:
             meta = json.load(file)
         check_fields(meta, label=str, image_size=int)
+        for name in ('attrs', 'exclusive', 'domains'):
+            if name in meta:
+                check_fields(meta, **{name: list})
     return folder, meta
 
 
@@ -390,8 +393,8 @@ if __name__ == '__main__':
 
     # data
     data_dir, meta = find_data(dataset)
-    domains = meta.get('domains')
-    if not isinstance(domains, list) or len(domains) != 2:
+    domains = meta.get('domains', [])
+    if len(domains) != 2:
         sys.exit(f'--dataset={dataset}: has no two domains; train_teacher.py is for data with labels')
     train_s = load_domain(data_dir, 'trainA')
     train_t = load_domain(data_dir, 'trainB')

@@ -143,7 +143,7 @@ def iteration(old, pairs, switched, hard, with_norm):
 def test_an_iteration_is_what_the_equations_say(case, pairs, tmp_path):
     # The switch comes after 2 iterations. That the resumed one is behind it only its checkpoint says.
     flags = [*STEP, f'--dataset={pairs}', f'--out_dir={tmp_path}/r', '--resume=True']
-    flags += ['--switch_at=0.6', '--log_interval=3']
+    flags += ['--switch_at=0.6', '--log_interval=5']
     run(*flags, '--n_epochs=2', *CASES[case])
     old = strengthen(tmp_path / 'r')
     run(*flags, '--n_epochs=2.5', *CASES[case])

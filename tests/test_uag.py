@@ -52,9 +52,12 @@ def test_shapes_and_ranges(size):
 
 def test_names_of_weights_stay_so_that_old_checkpoints_fit():
     names = Generator(4, 1).state_dict()
-    assert {'down.4.0.weight', 'res.0.conv1.0.weight', 'up.0.weight', 'up.3.weight', 'out.0.bias'} <= names.keys()
-    assert {'up.1.0.weight', 'up.4.0.weight'} <= Attention(4).state_dict().keys()
-    assert {'down.2.weight', 'norms.2.weight', 'out.bias'} <= Discriminator(4, 2).state_dict().keys()
+    for name in ('down.4.0.weight', 'res.0.conv1.0.weight', 'up.0.weight', 'up.3.weight', 'out.0.bias'):
+        assert name in names
+    for name in ('up.1.0.weight', 'up.4.0.weight'):
+        assert name in Attention(4).state_dict()
+    for name in ('down.2.weight', 'norms.2.weight', 'out.bias'):
+        assert name in Discriminator(4, 2).state_dict()
 
 
 def test_fresh_weights():
@@ -275,8 +278,9 @@ def test_resume_across_the_switch_is_bit_exact(runs):
 def test_the_switch_freezes_the_maps_and_drops_the_norms_of_d(runs):
     before, at, after = runs[1]
     for domain in 'st':
-        assert not equal(before[f'A_{domain}'], at[f'A_{domain}'])
-        assert equal(at[f'A_{domain}'], after[f'A_{domain}'])
+        name = f'A_{domain}'
+        assert not equal(before[name], at[name])
+        assert equal(at[name], after[name])
         for name, weight in at[f'D_{domain}'].items():
             assert torch.equal(weight, after[f'D_{domain}'][name]) == ('norms' in name)
     assert not equal(at['G_st'], after['G_st'])
@@ -309,14 +313,19 @@ def test_samples_show_translations_and_the_way_back(runs, pairs):
         pixels = torch.from_numpy(np.asarray(grid)[16::6, ::6].copy()).float() / 127.5 - 1
     # (rows, columns, 16, 16, 3)
     pixels = pixels.view(5, 16, 5, 16, 3).transpose(1, 2)
-    shown = {'s': pixels[:2], 't': pixels[2:]}
-    for s, t, name in (('s', 't', 'testA'), ('t', 's', 'testB')):
+    for s, t, name, shown in (('s', 't', 'testA', pixels[:2]), ('t', 's', 'testB', pixels[2:])):
         x = whole_images(load_domain(pairs, name), 16)
+        A = nets[f'A_{s}']
+        G = nets[f'G_{s}{t}']
+        A_back = nets[f'A_{t}']
+        G_back = nets[f'G_{t}{s}']
         with torch.no_grad():
-            x_fake, a, foreground = translate(x, nets[f'A_{s}'], nets[f'G_{s}{t}'], 0.45)
-            back, _, _ = translate(x_fake, nets[f'A_{t}'], nets[f'G_{t}{s}'], 0.45)
-        for i, column in enumerate((x, 2 * a - 1 + 0 * x, foreground, x_fake, back)):
-            assert (shown[s][:, i] - column.permute(0, 2, 3, 1)).abs().max() < 0.01
+            x_fake, a, foreground = translate(x, A, G, 0.45)
+            back, _, _ = translate(x_fake, A_back, G_back, 0.45)
+        grey = (2 * a - 1).expand_as(x)
+        for i, column in enumerate((x, grey, foreground, x_fake, back)):
+            difference = shown[:, i] - column.permute(0, 2, 3, 1)
+            assert difference.abs().max() < 0.01
 
 
 def test_the_log(runs):
