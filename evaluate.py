@@ -667,7 +667,9 @@ def evaluate_net(net, targets, test, judge, real):
         if key in real:
             figures[key] = frechet_distance(real[key][like], fake.get(key, []))
     if 'fid' in real:
-        figures['kid'], figures['kid_std'] = kid(real['fid'][like], fake.get('fid', []), seed)
+        figures['kid'], kid_std = kid(real['fid'][like], fake.get('fid', []), seed)
+        if not math.isnan(kid_std):
+            figures['kid_std'] = kid_std
     x, y = test.batch(net, torch.arange(len(test.x))[:64])
     return figures | cost(net, x, y, (targets or net.attrs)[-1])
 
@@ -753,13 +755,15 @@ def table(corner, keys, groups):
     return rows
 
 
-def all_tables(groups, on_real, cam):
+def all_tables(groups, on_real, cam, unpaired):
     """-> [(heading, what to see in it, rows of text)]; on_real: how far to trust the classifier."""
     with_real = groups | {'real images': [on_real]}
     summary = ['accuracy', f'{cam} agreement', f'{cam} energy', 'IoU', 'fid', 'kid', 'kid_std', 'fd_clf']
     maps = [f'{cam} {measure}' for cam in CAMS for measure in ('agreement', 'energy', 'point')]
     maps += ['A inside', 'A outside', 'leak', 'object']
-    return [
+    # Of two domains each has its own rows anyway.
+    targets = [] if unpaired else [key for key in on_real if key.startswith('-> ')]
+    tables = [
         ('Does it work?',
          'Accuracy: the share of translations that a classifier takes for what they should be; of real '
          "images, the share that it recognises. Agreement: how like the first checkpoint's maps those of "
@@ -768,15 +772,17 @@ def all_tables(groups, on_real, cam):
          table('summary', summary, with_real)),
         ('Which attributes?',
          'Accuracy of each, in %.',
-         table('accuracy, %', [key for key in on_real if key.startswith('-> ')], with_real)),
+         table('accuracy, %', targets, with_real)),
         ('Where do they look, and what do they change?',
-         'Point: how often the highest value of a map lies where the attribute is. Leak and object: the '
-         'mean change of pixels elsewhere, and there.',
+         'Point: how often the highest value of a map lies where the attribute is. A, IoU: the mean of an '
+         "attention net's map inside and outside the object, and the overlap of mask and object. Leak, "
+         'object: the mean change of pixels outside, and inside.',
          table('maps', maps, groups)),
         ('What does a translation cost?',
          'MMACs: millions of multiplications. The times are those of this machine.',
          table('cost', ['params', 'macs', 'latency_ms', 'images_per_s'], groups)),
     ]
+    return [table for table in tables if len(table[-1][0]) > 1]
 
 
 def text_table(rows):
@@ -829,6 +835,8 @@ def contact_sheet(header, rows, labels):
     top = 22
     sheet = Image.new('RGB', (left + len(columns) * (side + 4), top + len(rows) * (side + 4)), 'white')
     draw = ImageDraw.Draw(sheet)
+    for r, label in enumerate(labels):
+        draw.text((2, top + r * (side + 4) + side // 2 - 8), label, 'black', font)
     for k, c in enumerate(columns):
         x = left + k * (side + 4)
         text = header[c]
@@ -836,10 +844,9 @@ def contact_sheet(header, rows, labels):
             text = text[:side // 9] + '…'
         draw.text((x, 2), text, 'black', font)
         for r, row in enumerate(rows):
-            y = top + r * (side + 4)
-            draw.text((2, y + side // 2 - 8), labels[r], 'black', font)
             if row[c] is not None:
-                sheet.paste(to_image(row[c]).resize((side, side), Image.NEAREST), (x, y))
+                picture = to_image(row[c]).resize((side, side), Image.NEAREST)
+                sheet.paste(picture, (x, top + r * (side + 4)))
     return sheet
 
 
@@ -1178,15 +1185,13 @@ def compare_checkpoints():
 
     n_fake = ' and '.join(dict.fromkeys(str(row['n_fake']) for row in rows))
     notes = [f'{len(test.x):,} {split} images of {test.folder}, {nets[0].size} px, {n_fake} '
-             f'translations a row, uint8 pixels; classifier {arch}, seed {seed}, finds '
-             f"{100 * on_real['accuracy']:.1f} % of real attributes; {where}, "
+             f'translations a row, uint8 pixels; classifier {arch}, seed {seed}; {where}, '
              f'{torch.get_num_threads()} CPU threads; {time.time() - start:.0f} s']
     if inception_net:
         notes.append(f'FID and KID: Inception {inception or FID_URL}; {FID_NOTE}')
     notes += reasons(nets, rows, test)
     answer = conclusions(groups)
-    tables = all_tables(groups, on_real, shown_cam(nets[0], nets))
-    tables = [table for table in tables if len(table[-1][0]) > 1]
+    tables = all_tables(groups, on_real, shown_cam(nets[0], nets), test.unpaired)
     text = '\n\n'.join([text_table(table[-1]) for table in tables] + ['\n'.join(notes)])
     details = json.dumps({
         'command': f'python evaluate.py {shlex.join(sys.argv[1:])}',
@@ -1204,7 +1209,10 @@ def compare_checkpoints():
     print(f'\n{text}\n', flush=True)
 
     # Of several seeds the first is drawn.
-    drawn = list({net.row: net for net in reversed(nets)}.values())[::-1]
+    firsts = {}
+    for net in nets:
+        firsts.setdefault(net.row, net)
+    drawn = list(firsts.values())
     pictures = {}
     for name, draw in (('maps.png', draw_maps), ('stages.png', draw_stages)):
         image = attempt(draw, drawn, test)
@@ -1212,7 +1220,7 @@ def compare_checkpoints():
             write_file(f'{out_dir}/{name}', lambda file: image.save(file, 'PNG'))
             png = base64.b64encode(Path(f'{out_dir}/{name}').read_bytes()).decode()
             pictures[name] = f'<img alt="{name}" src="data:image/png;base64,{png}">'
-    pictures['curves'] = attempt(learning_curves, drawn)
+    pictures['curves'] = attempt(learning_curves, drawn) or ''
     title = f"{test.meta['dataset']}, {nets[0].size} px"
     page = report(title, ' '.join(answer), tables, notes, pictures, details)
     write_file(f'{out_dir}/report.html', page)
@@ -1250,7 +1258,9 @@ def compare_folders():
     real = folder_features(files[real_dir], real_dir, net)
     fake = folder_features(files[fake_dir], fake_dir, net)
     mean, std = kid(real, fake, seed)
-    line = f'fid {frechet_distance(real, fake):.5g} | kid {mean:.5g} | kid_std {std:.5g}'
+    line = f'fid {frechet_distance(real, fake):.5g} | kid {mean:.5g}'
+    if not math.isnan(std):
+        line += f' | kid_std {std:.5g}'
     print(f'{line}\n{FID_NOTE}; seed {seed}')
 
 

@@ -208,6 +208,7 @@ STUDENTS = {
     'pseudo': (7, ['--att_norm=l2', '--cam=hirescam', '--attrs=a,b', '--pseudo=c,a', '--seed=1']),
     'shuffled': (7, ['--att_norm=l2', '--cam=hirescam', '--att_shuffle=True']),
     'no L_att': (0, []),
+    'two_blocks': (7, ['--att_norm=l2', '--cam=hirescam', '--n_blocks=2']),
     'single-label': (7, ['--att_norm=l2', '--cam=hirescam']),
 }
 
@@ -215,7 +216,8 @@ STUDENTS = {
 @pytest.fixture(scope='module')
 def single_teacher(single, tmp_path_factory):
     out = tmp_path_factory.mktemp('single_teacher')
-    run('train_teacher.py', f'--dataset={single}', f'--out_dir={out}', *TINY, '--attrs=s,p,q')
+    flags = [*TINY, '--attrs=s,p,q', '--n_blocks=2']
+    run('train_teacher.py', f'--dataset={single}', f'--out_dir={out}', *flags)
     return out
 
 
