@@ -107,8 +107,8 @@ for option in options:
     # Numbers are finite and at least 0; those that count something, at least 1.
     may_be_0 = default == 0 or key in ('max_iters', 'pool_size', 'max_bad', 'seed')
     lowest = 1 if type(default) is int and not may_be_0 else 0
-    if not isinstance(value, str) and not lowest <= value < float('inf'):
-        sys.exit(f'{option}: wants a finite number, at least {lowest}')
+    if not isinstance(value, str) and not lowest <= value < 2 ** 63:
+        sys.exit(f'{option}: wants a finite number, at least {lowest}, below 2^63')
     globals()[key] = value
 # -----------------------------------------------------------------------------
 
@@ -910,9 +910,9 @@ def draw_stages(nets, test):
         return None
     stages = {}
     # A stage of down and up is three modules: convolution, norm, ReLU.
-    for part, step in (('down', 3), ('res', 1), ('up', 3)):
+    for part, step, name in (('down', 3, 'encoder'), ('res', 1, 'residual block'), ('up', 3, 'decoder')):
         for i, module in enumerate(getattr(net.G, part)[step - 1::step], 1):
-            stages[f'{part} {i}'] = GradCAM(module, shown_cam(net, nets))
+            stages[f'{name} {i}'] = GradCAM(module, shown_cam(net, nets))
     pairs = choose_images(names, test, min(n_rows, len(names)))
     rows = []
     for name, row in pairs:
@@ -1002,8 +1002,9 @@ CAPTIONS = {
          'Do the students look where the teacher does?'),
     'stages.png':
         ('Where does a map come from?',
-         "The map of every stage of the first net's generator, from its input to its output. Students "
-         'are trained by the last stage of res. Which stage is the first to find the attribute?'),
+         'The map of every stage of the first generator: its encoder shrinks the image, residual blocks '
+         'change it, the decoder enlarges it again. Students learn the map of the last residual block. '
+         'Which stage is the first to find the attribute?'),
     'curves':
         ('How did training go?',
          'Each loss is the mean since the last line of log.txt. D_real and D_fake may mirror each other; '

@@ -100,8 +100,8 @@ for option in options:
     # Numbers are finite and at least 0; those that count something, at least 1.
     may_be_0 = default == 0 or key in ('max_iters', 'pool_size', 'max_bad', 'seed')
     lowest = 1 if type(default) is int and not may_be_0 else 0
-    if not isinstance(value, str) and not lowest <= value < float('inf'):
-        sys.exit(f'{option}: wants a finite number, at least {lowest}')
+    if not isinstance(value, str) and not lowest <= value < 2 ** 63:
+        sys.exit(f'{option}: wants a finite number, at least {lowest}, below 2^63')
     globals()[key] = value
 # -----------------------------------------------------------------------------
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -421,7 +421,7 @@ if __name__ == '__main__':
     # Groups of attributes that exclude each other, such as hair colours, as lists of columns of y.
     exclusive = []
     for group in meta.get('exclusive', []):
-        if not set(group) <= set(meta['attrs']):
+        if not isinstance(group, list) or not set(group) <= set(meta['attrs']):
             sys.exit(f'{data_dir}/meta.json: exclusive wants lists of attributes, not {group}')
         exclusive.append([names.index(name) for name in group if name in names])
 

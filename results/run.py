@@ -77,8 +77,8 @@ for option in options:
     # Numbers are finite and at least 0; those that count something, at least 1.
     may_be_0 = default == 0 or key in ('max_iters', 'pool_size', 'max_bad', 'seed')
     lowest = 1 if type(default) is int and not may_be_0 else 0
-    if not isinstance(value, str) and not lowest <= value < float('inf'):
-        sys.exit(f'{option}: wants a finite number, at least {lowest}')
+    if not isinstance(value, str) and not lowest <= value < 2 ** 63:
+        sys.exit(f'{option}: wants a finite number, at least {lowest}, below 2^63')
     globals()[key] = value
 # -----------------------------------------------------------------------------
 
@@ -721,11 +721,11 @@ def overview(results):
 
 def summary(results):
     """What the README says of all settings together, in sentences."""
-    lines = []
+    ranges = []
     above = []
     below = []
     n_all = 0
-    for arm, words in (('with', "paper's loss"), ('with, hirescam, l2', 'hirescam loss')):
+    for arm, words in (('with', "the paper's loss"), ('with, hirescam, l2', 'the hirescam loss')):
         means = []
         for name, (title, _) in TITLES.items():
             if name not in results or arm not in results[name]['arms']:
@@ -734,23 +734,25 @@ def summary(results):
             low, high = interval(change)
             means.append(100 * statistics.mean(change))
             if low > 0:
-                above.append(f'"{title}" with the {words}')
+                above.append(f'{words}, "{title}"')
             if high < 0:
-                below.append(f'"{title}" with the {words}')
+                below.append(f'{words}, "{title}"')
         n_all += len(means)
-        lines.append(f'In {len(means)} settings the {words} changes the accuracy of the student by '
-                     f'{min(means):+.1f} to {max(means):+.1f} points.')
+        ranges.append(f'with {words} by {min(means):+.1f} to {max(means):+.1f} points ({len(means)} settings)')
+    lines = [f"The student's accuracy changes {ranges[0]}, {ranges[1]}."]
+    counts = []
     for side, found in (('above', above), ('below', below)):
-        which = f": {', '.join(found)}" if found else ''
-        lines.append(f'{len(found) or "None"} of these {n_all} differences have a 95 % interval {side} '
-                     f'zero{which}.')
+        which = f" ({'; '.join(found)})" if found else ''
+        counts.append(f'{len(found) or "none"} lie wholly {side} zero{which}')
+    lines.append(f"Of the 95 % intervals of these {n_all} differences, {', '.join(counts)}.")
     if 'table1' in results:
         energies = []
-        for arm in ('T', 'without', 'with, hirescam, l2'):
+        for arm in ('without', 'with, hirescam, l2', 'T', 'control: shuffled maps'):
             energies.append(mean_text(figures(results['table1'], arm, 'hirescam energy'), 1, 1))
-        lines.append('Where the student looks does change: the energy of its hirescam map in the region of '
-                     f'the attribute, where 1 is chance, is {energies[1]} without the loss and '
-                     f"{energies[2]} with it; the teacher's is {energies[0]}.")
+        lines.append('Where the student looks does change. In the first setting the energy of its map, where 1 '
+                     f'is chance, is {energies[0]} without the loss and {energies[1]} with hirescam; the '
+                     f"teacher's is {energies[2]}. With the maps of other images it is {energies[3]}: the student may "
+                     'learn no more than where such an attribute is on any face.')
     return '\n'.join(lines) + '\n'
 
 

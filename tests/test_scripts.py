@@ -174,6 +174,7 @@ def test_importing_reads_no_flags_and_runs_nothing(tmp_path):
     ('--lambda_att=-1', 'at least 0'),
     ('--lr=nan', 'wants a finite number'),
     ('--lr=inf', 'wants a finite number'),
+    ('--seed=99999999999999999999', 'wants a finite number'),
     ('--n_critic=0', '--n_critic=0: wants a finite number, at least 1'),
     ('--batch_size=0', 'at least 1'),
     ('--n_blocks=0', 'at least 1'),

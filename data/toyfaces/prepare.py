@@ -69,8 +69,8 @@ for option in options:
     # Numbers are finite and at least 0; those that count something, at least 1.
     may_be_0 = default == 0 or key in ('max_iters', 'pool_size', 'max_bad', 'seed')
     lowest = 1 if type(default) is int and not may_be_0 else 0
-    if not isinstance(value, str) and not lowest <= value < float('inf'):
-        sys.exit(f'{option}: wants a finite number, at least {lowest}')
+    if not isinstance(value, str) and not lowest <= value < 2 ** 63:
+        sys.exit(f'{option}: wants a finite number, at least {lowest}, below 2^63')
     globals()[key] = value
 # -----------------------------------------------------------------------------
 config = {k: globals()[k] for k in config_keys}
