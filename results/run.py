@@ -722,29 +722,20 @@ def overview(results):
 def summary(results):
     """What the README says of all settings together, in sentences."""
     ranges = []
-    above = []
-    below = []
-    n_all = 0
+    intervals = []
     for arm, words in (('with', "the paper's loss"), ('with, hirescam, l2', 'the hirescam loss')):
         means = []
-        for name, (title, _) in TITLES.items():
-            if name not in results or arm not in results[name]['arms']:
-                continue
-            change = differences(results[name], arm, 'accuracy')
-            low, high = interval(change)
-            means.append(100 * statistics.mean(change))
-            if low > 0:
-                above.append(f'{words}, "{title}"')
-            if high < 0:
-                below.append(f'{words}, "{title}"')
-        n_all += len(means)
+        for name in TITLES:
+            if name in results and arm in results[name]['arms']:
+                change = differences(results[name], arm, 'accuracy')
+                means.append(100 * statistics.mean(change))
+                intervals.append(interval(change))
         ranges.append(f'with {words} by {min(means):+.1f} to {max(means):+.1f} points ({len(means)} settings)')
-    lines = [f"The student's accuracy changes {ranges[0]}, {ranges[1]}."]
-    counts = []
-    for side, found in (('above', above), ('below', below)):
-        which = f" ({'; '.join(found)})" if found else ''
-        counts.append(f'{len(found) or "none"} lie wholly {side} zero{which}')
-    lines.append(f"Of the 95 % intervals of these {n_all} differences, {', '.join(counts)}.")
+    above = len([low for low, high in intervals if low > 0])
+    below = len([high for low, high in intervals if high < 0])
+    lines = [f"The student's accuracy changes {ranges[0]}, {ranges[1]}.",
+             f'Of the 95 % intervals of these {len(intervals)} differences, {above or "none"} lie wholly above '
+             f'zero and {below or "none"} wholly below.']
     if 'table1' in results:
         energies = []
         for arm in ('without', 'with, hirescam, l2', 'T', 'control: shuffled maps'):
@@ -829,7 +820,8 @@ def draw_summary(results):
         svg_text(614, 106, '95 % interval', 'fill="#555555"'),
         svg_text(738, 106, 'student with', 'fill="#555555"')]
     notes = ['Everything but the last setting: drawn faces of 32 px. As published: CelebA or RaFD at 128 px.',
-             'hirescam: maps whose gradient is not averaged. l2: maps compared up to their scale.',
+             'hirescam: maps whose gradient is not averaged. l2: maps compared up to their scale. '
+             'Arrowheads: the interval goes on.',
              "shuffled: the teacher's maps of other images. "
              'untrained: maps of a teacher that has learned nothing.']
     foot = []

@@ -157,6 +157,7 @@ DATA = [
      'wants two classes or more, and images of one of them each'),
     ('meta: group without brackets', meta(exclusive=['Hat', 'Cap']), T,
      '{w}/attrs/meta.json: exclusive wants lists'),
+    ('meta: group is a number', meta(exclusive=[5]), T, 'exclusive wants lists of attributes, not 5'),
     ('meta: group of no attributes', meta(exclusive=[['Hat', 'Cup']]), T,
      "exclusive|['Hat', 'Cup']"),
     ('meta: group, student', meta(exclusive=['Hat']), S + ' --dataset={w}/attrs --attrs=all --lambda_att=0',
