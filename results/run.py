@@ -116,7 +116,8 @@ SETTINGS = {
         'curve': (200, 400, 600, 800),
         # The flags of make demo-uag.
         'UAG': '--ngf=16 --n_blocks=3 --ndf=32 --naf=16 --d_n_layers=2 --batch_size=2 --lr=1e-3 '
-               '--lambda_cyc=5 --n_epochs=2 --switch_at=0.5 --device=cpu --ckpt_interval=250',
+               '--lambda_cyc=5 --n_epochs=4 --switch_at=0.75 --decay_at=0.75 --device=cpu '
+               '--ckpt_interval=250',
         'evaluate': '--inception=none --device=cpu',
         'evaluate_uag': '--clf_epochs=2'},
     # 7,000 photos of CelebA at half size, 003001 to 010000, split by number into 6,000, 500 and 500:

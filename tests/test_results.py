@@ -225,8 +225,8 @@ def test_attention_guided_translation_from_end_to_end(pairs, tmp_path, in_proces
     RUN.run_table('uag', known, str(tmp_path))
     with open(tmp_path / 'uag/test/uag.json') as f:
         result = json.load(f)
-    assert list(result['arms']) == [
-        'UAG -> blue', 'UAG -> red', 'Ours-D -> blue', 'Ours-D -> red', 'CycleGAN -> blue', 'CycleGAN -> red']
+    names = ['UAG', 'Ours-D', 'CycleGAN']
+    assert list(result['arms']) == [f'{name} -> {domain}' for name in names for domain in ('blue', 'red')]
     table = RUN.table_text(result).splitlines()
     assert table[0] == '|  | IoU | map inside | map outside | leak | change | FD-clf | accuracy % |'
     assert table[2].startswith('| UAG -> blue | 0.') and table[6].startswith('| CycleGAN -> blue |  |  |  | 0.')

@@ -24,7 +24,7 @@ CASES = {
     'before the switch': ['--switch_at=1'],
     'behind it': [],
     'behind it, soft': ['--hard=False'],
-    'behind it, with norms': ['--drop_norm=False'],
+    'behind it, without norms': ['--drop_norm=True'],
     'Ours-D': ['--masked_d=False'],
     'CycleGAN': ['--attention=False']}
 
@@ -149,7 +149,7 @@ def test_an_iteration_is_what_the_equations_say(case, pairs, tmp_path):
     run(*flags, '--n_epochs=2.5', *CASES[case])
     new = ckpt(tmp_path / 'r')
     switched = case.startswith('behind')
-    with_norm = not switched or 'norms' in case
+    with_norm = not switched or 'without norms' not in case
     assert (old['iter'], new['iter'], old['switched'], new['switched']) == (4, 5, switched, switched)
 
     loss_G, loss_D, nets, pools = iteration(old, pairs, switched, 'soft' not in case, with_norm)
