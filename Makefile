@@ -56,8 +56,8 @@ demo: $(INSTALLED)
 # 64 px, small nets, batches of 2; an epoch is 500 iterations
 UAG = out/demo-uag
 UAG_TRAIN = $(PY) train_uag.py --dataset=$(UAG)/data --ngf=16 --n_blocks=3 --ndf=32 --naf=16 --d_n_layers=2 \
-            --batch_size=2 --lr=1e-3 --lambda_cyc=5 --n_epochs=4 --switch_at=0.75 --decay_at=0.75 --device=cpu \
-            --seed=$(SEED) --log_interval=100 --sample_interval=250 --ckpt_interval=250 --resume=True
+            --batch_size=2 --lr=1e-3 --lambda_cyc=5 --n_epochs=4 --switch_at=0.75 --decay_at=0.75 --tau=0.05 \
+            --device=cpu --seed=$(SEED) --log_interval=100 --sample_interval=250 --ckpt_interval=250 --resume=True
 demo-uag: $(INSTALLED)
 	$(PY) data/toyfruit/prepare.py --n_train=1000 --n_test=100 --dst=$(UAG)/data
 	export OMP_NUM_THREADS=1; $(UAG_TRAIN) --attention=False --out_dir=$(UAG)/CycleGAN & a=$$!; \

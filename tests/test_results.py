@@ -121,7 +121,8 @@ def test_figure_draws_means_and_intervals_to_scale():
 # -----------------------------------------------------------------------------
 # runs
 def test_the_table_of_fruit_has_the_flags_of_the_demo():
-    for flag in RUN.SETTINGS['small']['UAG'].split():
+    flags = f"{RUN.SETTINGS['small']['UAG']} {RUN.TABLES['uag']['arms']['UAG']}"
+    for flag in flags.split():
         assert flag in page('Makefile'), flag
 
 
