@@ -25,8 +25,6 @@ endif
 ifeq ($(PY),.venv/bin/python)
 INSTALLED = .venv/installed
 endif
-# Threads that wait for each other sleep. Spinning, they are 15 times slower where another program wants a core.
-export OMP_WAIT_POLICY = passive
 .PHONY: demo demo-uag test bench bench-gpu picture results tables page clean
 .DELETE_ON_ERROR:
 
