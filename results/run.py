@@ -734,7 +734,7 @@ def summary(results):
         ranges.append(f'with {words} by {min(means):+.1f} to {max(means):+.1f} points ({len(means)} settings)')
     above = len([low for low, high in intervals if low > 0])
     below = len([high for low, high in intervals if high < 0])
-    lines = [f"On drawn faces the student's accuracy changes {ranges[0]}, {ranges[1]}. The photos decide nothing.",
+    lines = [f"On drawn faces the student's accuracy changes {ranges[0]}, {ranges[1]}.",
              f'Of the 95 % intervals of these {len(intervals)} differences, {above or "none"} lie wholly above '
              f'zero and {below or "none"} wholly below.']
     if 'table1' in results:
