@@ -239,5 +239,5 @@ def test_attention_guided_translation_from_end_to_end(pairs, tmp_path, in_proces
     assert [command.split()[0] for command in in_process[trained:]] == ['evaluate.py']
     shutil.copy(f'{tmp_path}/uag/UAG-s0/ckpt.pt', tmp_path)
     (tmp_path / 'log.txt').write_text('iter      4/9 | D_s 0.1 | 3.0 it/s\n')
-    flags = f"--dataset={pairs} {known['UAG']} --seed=0"
+    flags = f"--dataset={pairs} {known['UAG']} {RUN.TABLES['uag']['arms']['UAG']} --seed=0"
     assert not RUN.finished('train_uag.py', str(tmp_path), flags)
