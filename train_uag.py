@@ -598,8 +598,9 @@ if __name__ == '__main__':
                 '--n_epochs=4 --switch_at=0.75 --decay_at=0.75')
         recent = torch.stack(list(recent_d_losses))
         if len(recent) == 200 and (answers_half(recent[:, :2]) or answers_half(recent[:, 2:])):
+            advice = '; without --drop_norm=True D lives longer' if drop_norm else ''
             warn_once('for 200 iterations D_s or D_t has answered 1/2 to all images, so that only '
-                      'the cycle loss teaches G; without --drop_norm=True D lives longer')
+                      f'the cycle loss teaches G{advice}')
 
     def sample_columns(x, A, G, A_back, G_back):
         """Images x (B, 3, H, W) and what becomes of them: (5, B, 3, H, W)."""

@@ -8,7 +8,9 @@ import shlex
 import shutil
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from conftest import ROOT, TINY, TINY_S, TINY_U, ckpt, run
 
@@ -78,6 +80,36 @@ def test_gap_closed_is_a_share_of_a_lead_that_the_seeds_confirm():
 def test_pages_show_what_the_json_files_say(name):
     # If this fails: python results/run.py --page=True
     assert page(name) == RUN.fill(page(name), RUN.page_blocks(RESULTS))
+
+
+def test_the_summary_counts_intervals_and_ranges():
+    lows = []
+    highs = []
+    means = {'with': [], 'with, hirescam, l2': []}
+    for name in ('table1', 'again', 'late', 'table2', 'lite', 'table3', 'table4'):
+        arms = RESULTS[name]['arms']
+        for arm in set(means) & set(arms):
+            change = []
+            for seed in arms['without']:
+                change.append(100 * (arms[arm][seed]['accuracy'] - arms['without'][seed]['accuracy']))
+            mean = np.mean(change)
+            half = scipy.stats.t.ppf(0.975, len(change) - 1) * scipy.stats.sem(change)
+            means[arm].append(mean)
+            lows.append(mean - half)
+            highs.append(mean + half)
+    n_above = len([low for low in lows if low > 0])
+    n_below = len([high for high in highs if high < 0])
+    assert (n_above, n_below, len(lows)) == (0, 3, 13)
+    said = RUN.summary(RESULTS)
+    assert 'these 13 differences, none lie wholly above zero and 3 wholly below.' in said
+    for arm, n_settings in (('with', 6), ('with, hirescam, l2', 7)):
+        assert f'{min(means[arm]):+.1f} to {max(means[arm]):+.1f} points ({n_settings} settings)' in said
+    energies = []
+    for arm in ('without', 'with, hirescam, l2', 'control: shuffled maps'):
+        of_seeds = RESULTS['table1']['arms'][arm].values()
+        energies.append(np.mean([figures['hirescam energy'] for figures in of_seeds]))
+    assert 'is {:.1f} without the loss and {:.1f} with hirescam'.format(*energies[:2]) in said
+    assert f'With the maps of other images it is {energies[2]:.1f}:' in said
 
 
 def test_every_table_has_its_place():
