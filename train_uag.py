@@ -438,9 +438,8 @@ if __name__ == '__main__':
         g_weights += [*A_s.parameters(), *A_t.parameters()]
     d_weights = [*D_s.parameters(), *D_t.parameters()]
     nets.to(device)
-    fused = 'cuda' in device
-    opt_G = torch.optim.Adam(g_weights, lr, betas=(0.5, 0.999), fused=fused)
-    opt_D = torch.optim.Adam(d_weights, lr, betas=(0.5, 0.999), fused=fused)
+    opt_G = torch.optim.Adam(g_weights, lr, betas=(0.5, 0.999), fused=True)
+    opt_D = torch.optim.Adam(d_weights, lr, betas=(0.5, 0.999), fused=True)
     saved_parts = dict(**nets, opt_G=opt_G, opt_D=opt_D)
     # Past fakes with the maps of their sources, by the domain that they should belong to.
     pools = {'s': [], 't': []}
@@ -595,7 +594,7 @@ if __name__ == '__main__':
         if it == 10 and minutes > 1000 and device == 'cpu':
             log('That is for a GPU. A CPU wants images of 64 px, --ngf=16 --n_blocks=3 --ndf=32 '
                 '--naf=16 --d_n_layers=2 --batch_size=2 --lr=1e-3 --lambda_cyc=5 '
-                '--n_epochs=4 --switch_at=0.75 --decay_at=0.75')
+                '--n_epochs=3.6 --switch_at=0.83 --decay_at=0.83')
         recent = torch.stack(list(recent_d_losses))
         if len(recent) == 200 and (answers_half(recent[:, :2]) or answers_half(recent[:, 2:])):
             advice = '; without --drop_norm=True D lives longer' if drop_norm else ''

@@ -114,9 +114,9 @@ SETTINGS = {
         'lite': '--conv_dim=4 --max_iters=4000 --ckpt_interval=1000',
         # Table 1 is also evaluated after so many iterations.
         'curve': (200, 400, 600, 800),
-        # The flags of make demo-uag but --tau, which its arm UAG has.
+        # The flags of make demo-uag.
         'UAG': '--ngf=16 --n_blocks=3 --ndf=32 --naf=16 --d_n_layers=2 --batch_size=2 --lr=1e-3 '
-               '--lambda_cyc=5 --n_epochs=4 --switch_at=0.75 --decay_at=0.75 --device=cpu '
+               '--lambda_cyc=5 --n_epochs=3.6 --switch_at=0.83 --decay_at=0.83 --device=cpu '
                '--ckpt_interval=250',
         'evaluate': '--inception=none --device=cpu',
         'evaluate_uag': '--clf_epochs=2'},
@@ -217,7 +217,7 @@ TABLES = {
         'data': 'fruit',
         'net': 'UAG',
         'seeds': '0,1,2',
-        'arms': {'UAG': '--tau=0.05', 'Ours-D': '--masked_d=False', 'CycleGAN': '--attention=False'}}}
+        'arms': {'UAG': '', 'Ours-D': '--masked_d=False', 'CycleGAN': '--attention=False'}}}
 # What the teacher is told to learn. The photos' attributes stand in their setting.
 TEACHER_ATTRS = {'hair': f'--attrs={HAIR}', 'expressions': '--attrs=all'}
 # The arms of table 1 that are evaluated all along.
