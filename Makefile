@@ -51,10 +51,10 @@ demo: $(INSTALLED)
 	$(PY) evaluate.py --ckpt=$(DEMO)/T/ckpt.pt,$(DEMO)/S-without/ckpt.pt,$(DEMO)/S-with/ckpt.pt \
 	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=2 --inception=none --device=cpu
 
-demo-without:
+demo-without: $(INSTALLED)
 	$(PY) $(DEMO_S) --lambda_att=0 --out_dir=$(DEMO)/S-without
 
-demo-with:
+demo-with: $(INSTALLED)
 	$(PY) $(DEMO_S) --cam=hirescam --att_norm=l2 --lambda_att=3 --out_dir=$(DEMO)/S-with
 
 # 64 px, small nets, batches of 2; an epoch is 500 iterations. CycleGAN is done first. Its evaluation, meanwhile, trains
@@ -69,10 +69,10 @@ demo-uag: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 demo-uag-attention demo-uag-cyclegan
 	$(PY) $(UAG_EVALUATE) --ckpt=$(UAG)/UAG/ckpt.pt,$(UAG)/CycleGAN/ckpt.pt --out_dir=$(UAG)/eval
 
-demo-uag-attention:
+demo-uag-attention: $(INSTALLED)
 	$(PY) $(UAG_TRAIN) --out_dir=$(UAG)/UAG
 
-demo-uag-cyclegan:
+demo-uag-cyclegan: $(INSTALLED)
 	$(PY) $(UAG_TRAIN) --attention=False --out_dir=$(UAG)/CycleGAN
 	$(PY) $(UAG_EVALUATE) --ckpt=$(UAG)/CycleGAN/ckpt.pt --out_dir=$(UAG)/CycleGAN/eval > $(UAG)/CycleGAN/evaluation.txt
 
