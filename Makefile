@@ -1,6 +1,6 @@
 # make demo       a teacher, a student without and one with attention loss, compared: 4 minutes on 2 CPU cores;
 #                 make demo SEED=1 DEMO=out/demo1 to see how much of it is luck
-# make demo-uag   attention-guided translation of drawn fruit beside plain CycleGAN: 10 minutes on 2 CPU cores
+# make demo-uag   attention-guided translation of drawn fruit beside plain CycleGAN: 11 minutes on 2 CPU cores
 # make test       the test suite
 # make bench      speed of the training steps: 4 minutes on a CPU core; out/bench/
 # make bench-gpu  that at the paper's sizes, and the tests that need a GPU
