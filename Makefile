@@ -51,14 +51,15 @@ demo: $(INSTALLED)
 	$(PY) evaluate.py --ckpt=$(DEMO)/T/ckpt.pt,$(DEMO)/S-without/ckpt.pt,$(DEMO)/S-with/ckpt.pt \
 	    --out_dir=$(DEMO)/eval --clf_dir=$(DEMO)/clf --clf_epochs=2 --inception=none --device=cpu
 
+# Parts of demo, which makes the data and the teacher that they need
 demo-without: $(INSTALLED)
 	$(PY) $(DEMO_S) --lambda_att=0 --out_dir=$(DEMO)/S-without
 
 demo-with: $(INSTALLED)
 	$(PY) $(DEMO_S) --cam=hirescam --att_norm=l2 --lambda_att=3 --out_dir=$(DEMO)/S-with
 
-# 64 px, small nets, batches of 2; an epoch is 500 iterations. CycleGAN is done first. Its evaluation, meanwhile, trains
-# the classifier that both need.
+# 64 px, small nets, batches of 2; an epoch is 500 iterations. CycleGAN is done before UAG. It is evaluated while UAG still
+# trains: that trains the classifier which the last step needs too.
 UAG = out/demo-uag
 UAG_TRAIN = train_uag.py --dataset=$(UAG)/data --ngf=16 --n_blocks=3 --ndf=32 --naf=16 --d_n_layers=2 \
             --batch_size=2 --lr=1e-3 --lambda_cyc=5 --n_epochs=3.6 --switch_at=0.83 --decay_at=0.83 \
@@ -69,6 +70,7 @@ demo-uag: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 demo-uag-attention demo-uag-cyclegan
 	$(PY) $(UAG_EVALUATE) --ckpt=$(UAG)/UAG/ckpt.pt,$(UAG)/CycleGAN/ckpt.pt --out_dir=$(UAG)/eval
 
+# Parts of demo-uag, which makes their data
 demo-uag-attention: $(INSTALLED)
 	$(PY) $(UAG_TRAIN) --out_dir=$(UAG)/UAG
 
