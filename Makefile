@@ -1,4 +1,4 @@
-# make demo       a teacher, a student without and one with attention loss, compared: 4 minutes on 2 CPU cores;
+# make demo       a teacher, a student without and one with attention loss, compared: 5 minutes on 2 CPU cores;
 #                 make demo SEED=1 DEMO=out/demo1 to see how much of it is luck
 # make demo-uag   attention-guided translation of drawn fruit beside plain CycleGAN: 11 minutes on 2 CPU cores
 # make test       the test suite
